@@ -1,0 +1,46 @@
+# `make demo` and `make test` set everything up by themselves: a virtual environment in .venv.
+# ARGS goes to the program that is run: make test ARGS="-k quota"
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: venv demo test lint fmt crash stress bench clean
+
+venv: $(READY)
+
+$(READY): pyproject.toml
+	@echo "Setting up .venv, once: about half a minute."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[all]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python tools/demo.py $(ARGS)
+
+test: $(READY)
+	$(BIN)/pytest -n auto --maxprocesses=4 $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(READY)
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+crash: $(READY)
+	$(BIN)/pytest -m crash --timeout=3600 $(ARGS)
+
+stress: $(READY)
+	$(BIN)/pytest tests/stress -m "slow or not slow" --timeout=3600 $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python tools/bench.py $(ARGS)
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis dist
+	find dmemfs_shm tests tools -name __pycache__ -exec rm -rf {} +

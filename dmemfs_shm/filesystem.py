@@ -1,0 +1,949 @@
+"""MemoryFileSystem: a quota-bounded filesystem in shared memory, with D-MemFS's names and semantics.
+
+    fs = MemoryFileSystem.create("etl", max_quota=1 << 30)   # a named store; others attach("etl")
+    fs = MemoryFileSystem(max_quota=64 << 20)                # a private one: as D-MemFS's, and shared with child processes
+
+Guarantees. Every method is safe to call from any thread of any process that has the store; each changes the store whole or
+not at all, whoever is killed at whatever instruction. A file is locked from `open` to `close`, shared for reading and
+exclusively for writing, first come, first served. What would pass the quota fails before a byte changes.
+
+Paths are str or os.PathLike[str]; sizes and offsets are bytes; times are seconds (timeouts) or seconds since the epoch.
+Where D-MemFS has the method, its text, order of checks and exceptions are kept; differences are in the README.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fnmatch
+import io
+import os
+import sys
+import threading
+import uuid as uuids
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypedDict
+
+from .errors import (
+    MFSAbandonedFileError,
+    MFSClosedError,
+    MFSCorruptStoreError,
+    MFSParameterError,
+)
+from .guard import MemoryGuard, available_bytes
+from .handle import MemoryFileHandle
+from .paths import AnyPath, canonical, decode, parse
+from .store import attachment, check, names
+from .store.attachment import Attachment, Parameters
+from .store.layout import (
+    BACKENDS,
+    CHARGED,
+    DIRS,
+    FILES,
+    KIND_DIR,
+    KIND_FILE,
+    KIND_SHIFT,
+    LOCK_ABANDONED,
+    LOCK_WRITER,
+    N_CONTENT,
+    N_CREATED,
+    N_GENERATION,
+    N_LOCK,
+    N_MODIFIED,
+    N_NAME,
+    N_RUN,
+    N_RUNS,
+    N_SEQ,
+    N_SIZE,
+    NAMESPACE,
+    NODE_WORDS,
+    ORPHANED,
+    REC_DIRTY,
+    REC_WRITER,
+    SLOTS_MAX,
+    STATE_READY,
+    USED,
+    W_FILE_CHARGE,
+    W_QUOTA,
+    W_STATE,
+)
+from .store.namespace import Entry, Found, Path
+from .store.segment import Segment
+
+DEFAULT_QUOTA = 256 * 1024 * 1024
+_MODES = {"rb": 0, "wb": REC_WRITER | REC_DIRTY, "ab": REC_WRITER, "r+b": REC_WRITER, "xb": REC_WRITER | REC_DIRTY}
+_STATES = {1: "waiting", 2: "granted", 3: "held"}
+
+
+class MFSStats(TypedDict):
+    """`MemoryFileSystem.stats`: bytes, and counts. chunk_count is the number of charged contents (D-MemFS: chunks)."""
+
+    used_bytes: int
+    quota_bytes: int
+    free_bytes: int
+    file_count: int
+    dir_count: int
+    chunk_count: int
+    overhead_per_chunk_estimate: int
+
+
+class MFSStatResult(TypedDict):
+    """`MemoryFileSystem.stat`: D-MemFS's five keys, and whether the file's writer died before closing it."""
+
+    size: int
+    created_at: float
+    modified_at: float
+    generation: int
+    is_dir: bool
+    abandoned: bool
+
+
+class MFSInfo(TypedDict):
+    """`MemoryFileSystem.info`: what `stats` has no room for. Sizes in bytes; max_nodes None is unlimited."""
+
+    name: str
+    uuid: str
+    private: bool
+    backend: str
+    quota: int
+    used: int
+    free: int
+    orphaned: int
+    backed: int
+    files: int
+    directories: int
+    max_nodes: int | None
+    max_participants: int
+    file_charge: int
+
+
+class LockInfo(NamedTuple):
+    """One lock held or waited for. mode "shared" or "exclusive"; state "held", "granted" or "waiting"; since: epoch."""
+
+    path: str
+    mode: str
+    state: str
+    pid: int
+    pid_namespace: int
+    thread: int
+    command: str
+    since: float
+
+
+class ParticipantInfo(NamedTuple):
+    """One process that is attached, or died attached and whose slot nobody has taken yet. since: epoch."""
+
+    slot: int
+    pid: int
+    pid_namespace: int
+    command: str
+    alive: bool
+    since: float
+
+
+class MemoryFileSystem:
+    """A filesystem in shared memory; the constructor makes a private store, `create` and `attach` take named ones.
+
+    max_quota: bytes that the files may be charged. chunk_overhead_override: bytes charged for each non-empty file beside
+    its size (default 128). promotion_hard_limit: checked, without effect. max_nodes: files and directories, None for
+    unlimited. default_storage: "auto", "random_access" (the same), or "sequential", which refuses all but appending.
+    default_lock_timeout: seconds, None to wait for ever. memory_guard, memory_guard_action, memory_guard_interval: see
+    `guard`. The last three kinds belong to this object, the others to the store.
+
+    A private store lives as long as somebody has it: this object, forked children, processes that it was pickled to. It
+    goes with the last close, collection or exit.
+
+    Raises ValueError for parameters out of range, MFSNoSpaceError if /dev/shm has no room for the index.
+    """
+
+    def __init__(
+        self,
+        max_quota: int = DEFAULT_QUOTA,
+        chunk_overhead_override: int | None = None,
+        promotion_hard_limit: int | None = None,
+        max_nodes: int | None = None,
+        default_storage: str = "auto",
+        default_lock_timeout: float | None = 30.0,
+        memory_guard: str = "none",
+        memory_guard_action: str = "warn",
+        memory_guard_interval: float = 1.0,
+    ) -> None:
+        guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
+        parameters = _parameters(max_quota, chunk_overhead_override, promotion_hard_limit, max_nodes, default_storage)
+        guard.check_init(max_quota)
+        _prune_now_and_then()
+        store = attachment.create(names.private_name(uuids.uuid4()), parameters)
+        self._bind(store, _check_timeout(default_lock_timeout), guard)
+
+    # ---- named stores
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        max_quota: int = DEFAULT_QUOTA,
+        *,
+        exist_ok: bool = False,
+        backend: str = "generation",
+        max_participants: int = SLOTS_MAX,
+        max_nodes: int | None = None,
+        chunk_overhead_override: int | None = None,
+        promotion_hard_limit: int | None = None,
+        default_storage: str = "auto",
+        default_lock_timeout: float | None = 30.0,
+        memory_guard: str = "none",
+        memory_guard_action: str = "warn",
+        memory_guard_interval: float = 1.0,
+    ) -> MemoryFileSystem:
+        """Create the store *name* and attach it. FileExistsError if it stands; with *exist_ok* that one is attached,
+        MFSParameterError if its parameters are others.
+
+        backend: "generation" or "ofd" (slower). max_participants: processes attached at once, at most 256.
+        ResourceWarning if the quota exceeds what /dev/shm, the cgroup or RAM have now.
+        """
+        names.check_name(name)
+        guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
+        parameters = _parameters(max_quota, chunk_overhead_override, promotion_hard_limit, max_nodes, default_storage)
+        parameters.backend = _backend(backend)
+        parameters.slots = _count("max_participants", max_participants, 1, SLOTS_MAX)
+        _prune_now_and_then()
+        try:
+            store = attachment.create(name, parameters)
+        except FileExistsError:
+            if not exist_ok:
+                raise
+            store = attachment.attach(name)
+            _compare(store, parameters)
+        else:
+            _warn_if_too_large(max_quota)
+        guard.check_init(max_quota)
+        fs = cls.__new__(cls)
+        fs._bind(store, _check_timeout(default_lock_timeout), guard)
+        return fs
+
+    @classmethod
+    def attach(
+        cls,
+        name: str,
+        *,
+        default_lock_timeout: float | None = 30.0,
+        memory_guard: str = "none",
+        memory_guard_action: str = "warn",
+        memory_guard_interval: float = 1.0,
+    ) -> MemoryFileSystem:
+        """Attach the store *name*. FileNotFoundError if there is none; MFSNotOwnerError, MFSVersionError, MFSLayoutError,
+        MFSUnfinishedStoreError, MFSCorruptStoreError, MFSTooManyParticipantsError say why it can't be attached."""
+        names.check_name(name)
+        guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
+        fs = cls.__new__(cls)
+        fs._bind(attachment.attach(name), _check_timeout(default_lock_timeout), guard)
+        return fs
+
+    @staticmethod
+    def destroy(name: str) -> None:
+        """Take the store *name* away. Those who are attached get MFSStoreGoneError from then on; views stay readable.
+
+        FileNotFoundError if there is none, MFSNotOwnerError if it is another user's.
+        """
+        attachment.destroy(names.check_name(name))
+
+    def _bind(self, store: Attachment, timeout: float | None, guard: MemoryGuard) -> None:
+        self.name = store.name
+        self.uuid = store.uuid
+        self._timeout = timeout
+        self._guard = guard
+        self._handles: dict[int, weakref.ref[MemoryFileHandle]] = {}
+        self._is_closed = False
+        self._sequential = store.options.get("default_storage") == "sequential"
+        self._store: Attachment | None = store
+        self._lock = threading.Lock()
+        self._finalizer = weakref.finalize(self, _let_go, store)
+        self._finalizer.atexit = False
+        _filesystems.add(self)
+        _close_at_exit()
+
+    def _attached(self) -> Attachment:
+        """The store; in a forked child it is attached anew at the first use."""
+        store = self._store
+        if store is not None:
+            return store
+        with self._lock:
+            if self._is_closed:
+                raise MFSClosedError("The filesystem object was closed.")
+            if self._store is None:
+                self._store = store = attachment.attach(self.name, self.uuid)
+                self._finalizer = weakref.finalize(self, _let_go, store)
+                self._finalizer.atexit = False
+                _close_at_exit()
+            return self._store  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Detach this object: its open handles are closed with a ResourceWarning, its views live on. Idempotent.
+
+        Later calls raise MFSClosedError. Other objects of the process, and other processes, go on.
+        """
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            store, self._store = self._store, None
+        if store is None:
+            return
+        if store.state == STATE_READY:
+            for handle in [reference() for reference in list(self._handles.values())]:
+                if handle is not None:
+                    warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=2)
+                    handle.close()
+            store.work_off()
+        self._finalizer.detach()
+        attachment.release(store)
+
+    def __reduce__(self) -> Any:
+        """Pickled as name, uuid and this object's own defaults: unpickling attaches the same store, never its successor."""
+        store = self._attached()
+        store.kept = True
+        return _unpickle, (type(self), self.name, self.uuid, self._timeout, self._guard.arguments())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}{' (closed)' if self._is_closed else ''}>"
+
+    # ---- opening
+
+    def open(
+        self,
+        path: AnyPath,
+        mode: str = "rb",
+        preallocate: int = 0,
+        lock_timeout: float | None = None,
+        *,
+        allow_abandoned: bool = False,
+    ) -> MemoryFileHandle:
+        """Open a file in mode "rb", "wb", "ab", "r+b" or "xb", and lock it until it is closed.
+
+        preallocate: bytes that the file has at least from now on, zero-filled and charged. lock_timeout: seconds for the
+        lock; None is the object's default, 0.0 tries once. allow_abandoned: also a file whose writer died.
+
+        ValueError (mode), FileNotFoundError, FileExistsError, IsADirectoryError, MFSLockTimeoutError, MFSDeadlockError,
+        MFSAbandonedFileError, MFSQuotaExceededError, MFSNoSpaceError.
+        """
+        kind = _MODES.get(mode)
+        if kind is None:
+            raise ValueError(f"Invalid mode '{mode}'. MFS supports binary modes only: {set(_MODES)}")
+        if preallocate > 0 and mode == "rb":
+            raise io.UnsupportedOperation("preallocate needs a mode that writes")
+        store = self._store or self._attached()
+        if store.dropped:
+            store.work_off()
+        timeout = self._timeout if lock_timeout is None else lock_timeout
+        found = store.names.files.get(path)  # type: ignore[arg-type]
+        record = store.rw.lease()
+        try:
+            created = False
+            if found is None or mode == "xb" or not store.rw.lock(*found, record, kind, timeout):
+                found, created = self._open_slowly(store, path, mode, record, kind, timeout)
+            if not created:
+                self._begin(store, found, path, mode, allow_abandoned)
+            handle = MemoryFileHandle(self, store, found[0], record, os.fspath(path), mode)
+        except BaseException:
+            if store.state == STATE_READY:
+                store.rw.give_back(record)
+            raise
+        self._handles[record] = weakref.ref(handle)
+        if preallocate > 0:
+            try:
+                handle._preallocate(preallocate)
+            except BaseException:
+                handle.close()
+                raise
+        return handle
+
+    def _open_slowly(
+        self, store: Attachment, path: AnyPath, mode: str, record: int, kind: int, timeout: float | None
+    ) -> tuple[Found, bool]:
+        """Look the path up, create the file if the mode does, and lock it; whether it was created."""
+        parsed = parse(path)
+        while True:
+            found = store.names.find(parsed, timeout)
+            if found[0]:
+                if store.tree.kind(found[0]) != KIND_FILE:
+                    raise IsADirectoryError(f"Is a directory: '{parsed.text}'")
+                if mode == "xb":
+                    raise FileExistsError(f"File exists: '{parsed.text}'")
+                if store.rw.lock(*found, record, kind, timeout):
+                    return found, False
+            elif mode in ("rb", "r+b"):
+                raise FileNotFoundError(f"No such file: '{parsed.text}'")
+            else:
+                found = store.names.create(parsed, record, timeout)
+                if found[1]:
+                    store.names.remember(parsed.text, found)
+                    return found, True
+
+    def _begin(self, store: Attachment, found: Found, path: AnyPath, mode: str, allow_abandoned: bool) -> None:
+        """What the mode does to a file that stands, once it is locked."""
+        w, at = store.w, store.names.nodes_at + found[0] * NODE_WORDS
+        if mode == "wb":
+            import time
+
+            w[at + N_SIZE] = 0
+            w[at + N_CONTENT] = w[at + N_CONTENT] + 1
+            w[at + N_MODIFIED] = time.time_ns()
+        elif w[at + N_LOCK] & LOCK_ABANDONED and not allow_abandoned:
+            raise MFSAbandonedFileError(os.fspath(path))
+
+    # ---- whole files
+
+    def read_bytes(self, path: AnyPath) -> bytes:
+        """The content of a file. Exceptions as for `open` in "rb"."""
+        store = self._store or self._attached()
+        found = store.names.files.get(path)  # type: ignore[arg-type]
+        if found is not None:
+            data = _read_unlocked(store, found)
+            if data is not None:
+                return data
+        with self.open(path) as handle:
+            return handle.read()
+
+    def write_bytes(self, path: AnyPath, data: Any) -> int:
+        """Make *data* the content of the file, at once for everybody: others see the old content or the new one.
+
+        Readers and views of the old content keep it. Both are charged for a moment. A writer is waited for
+        (MFSLockTimeoutError). Returns the size.
+        """
+        from .handle import _bytes_of
+
+        store = self._store or self._attached()
+        source = data if type(data) is bytes else _bytes_of(data)
+        size = len(source)
+        self._guard.check_before_write(size)
+
+        def fill(segment: Segment, offset: int) -> None:
+            segment.mm[offset : offset + size] = source
+
+        store.names.put(parse(path), size, fill, self._timeout, replace=True)
+        return size
+
+    def view(self, path: AnyPath, *, allow_abandoned: bool = False) -> Any:
+        """A read-only view of the file's own memory; use it as ``with fs.view(path) as v``, where v is a memoryview.
+
+        The bytes never change: writers and removers leave them to the view, and to what is derived from it (slices,
+        numpy and Arrow arrays), until the last of these is gone. The lock is only taken while pinning.
+        MFSViewError if the file is in pieces and there is no run that it fits into.
+        """
+        from .view import make_view
+
+        store = self._store or self._attached()
+        parsed = parse(path)
+        while True:
+            found = store.names.files.get(parsed.text) or store.names.find(parsed, self._timeout)
+            _expect_file(store, found, parsed)
+            pinned = store.names.pin(found, parsed.text, self._timeout, allow_abandoned=allow_abandoned)
+            if pinned is not None:
+                break
+            store.names.files.pop(parsed.text, None)
+        pin, run, size = pinned
+        if not run:
+            return make_view(store, None, 0, 0, pin)
+        segment, offset = store.arenas.locate(run)
+        return make_view(store, segment, offset, size, pin)
+
+    # ---- names
+
+    def mkdir(self, path: AnyPath, exist_ok: bool = False) -> None:
+        """Create a directory and those above it that are missing. FileExistsError."""
+        self._attached().names.mkdir(parse(path), self._timeout, exist_ok=exist_ok)
+
+    def rename(self, src: AnyPath, dst: AnyPath) -> None:
+        """Give a file or directory another name; the directory of *dst* must stand.
+
+        FileNotFoundError, FileExistsError, MFSFileOpenError if a file in it is open anywhere, ValueError for the root and
+        for a directory into itself.
+        """
+        source, target = parse(src), parse(dst)
+        if not source.parts:
+            raise ValueError("Cannot rename the root directory.")
+        self._attached().names.rename(source, target, self._timeout)
+
+    def move(self, src: AnyPath, dst: AnyPath) -> None:
+        """As `rename`, creating the directories above *dst* that are missing."""
+        source, target = parse(src), parse(dst)
+        if not source.parts:
+            raise ValueError("Cannot move the root directory.")
+        self._attached().names.rename(source, target, self._timeout, make_parents=True)
+
+    def replace(self, src: AnyPath, dst: AnyPath) -> None:
+        """The closed file *src* takes the name *dst*, at once, whatever file had it; its readers and views keep that one.
+
+        FileNotFoundError, IsADirectoryError, MFSFileOpenError (src is open), MFSLockTimeoutError (dst is being written).
+        """
+        source, target = parse(src), parse(dst)
+        if not target.parts:
+            raise IsADirectoryError(f"Is a directory: '{target.text}'")
+        self._attached().names.replace(source, target, self._timeout)
+
+    def remove(self, path: AnyPath) -> None:
+        """Remove a file. FileNotFoundError, IsADirectoryError, MFSFileOpenError."""
+        self._attached().names.remove(parse(path), self._timeout)
+
+    def rmtree(self, path: AnyPath) -> None:
+        """Remove a directory with everything in it, at once for everybody.
+
+        FileNotFoundError, NotADirectoryError, MFSFileOpenError, ValueError for the root.
+        """
+        parsed = parse(path)
+        if not parsed.parts:
+            raise ValueError("Cannot remove the root directory.")
+        self._attached().names.rmtree(parsed, self._timeout)
+
+    def copy(self, src: AnyPath, dst: AnyPath) -> None:
+        """Copy a file; *dst* must not stand. FileNotFoundError, FileExistsError, IsADirectoryError, MFSQuotaExceededError."""
+        source, target = parse(src), parse(dst)
+        self._attached().names.copy(source, target, self._timeout)
+
+    def copy_tree(self, src: AnyPath, dst: AnyPath) -> None:
+        """Copy a directory with everything in it; *dst* must not stand, and appears when it is complete.
+
+        FileNotFoundError, FileExistsError, NotADirectoryError, MFSQuotaExceededError.
+        """
+        source, target = parse(src), parse(dst)
+        self._attached().names.copy_tree(source, target, self._timeout)
+
+    # ---- looking
+
+    def _find(self, parsed: Path) -> tuple[Attachment, Found]:
+        store = self._store or self._attached()
+        return store, store.names.find(parsed, self._timeout)
+
+    def exists(self, path: AnyPath) -> bool:
+        """Whether there is a file or directory; False for a path that can't be one."""
+        return self._kind(path) != 0
+
+    def is_dir(self, path: AnyPath) -> bool:
+        return self._kind(path) == KIND_DIR
+
+    def is_file(self, path: AnyPath) -> bool:
+        return self._kind(path) == KIND_FILE
+
+    def _kind(self, path: AnyPath) -> int:
+        """KIND_FILE, KIND_DIR or 0."""
+        store = self._store or self._attached()
+        space = store.names
+        if store.w[W_STATE] != STATE_READY:
+            store.check_state()
+        found = space.files.get(path)  # type: ignore[arg-type]
+        if found is not None and space.is_current(found):
+            return KIND_FILE
+        found = space.directories.get(path)  # type: ignore[arg-type]
+        if found is not None and space.is_current(found):
+            return KIND_DIR
+        try:
+            parsed = parse(path)
+        except (ValueError, OSError):
+            return 0
+        node = space.find(parsed, self._timeout)[0]
+        return store.tree.kind(node) if node else 0
+
+    def stat(self, path: AnyPath) -> MFSStatResult:
+        """size (0 for directories), created_at, modified_at, generation, is_dir, abandoned. FileNotFoundError."""
+        store = self._store or self._attached()
+        space, w = store.names, store.w
+        if w[W_STATE] != STATE_READY:
+            store.check_state()
+        found = space.files.get(path) or space.directories.get(path)  # type: ignore[arg-type]
+        while True:
+            if found is None:
+                parsed = parse(path)
+                found = space.find(parsed, self._timeout)
+                if not found[0]:
+                    raise FileNotFoundError(f"No such file or directory: '{parsed.text}'")
+            at = space.nodes_at + found[0] * NODE_WORDS
+            sequence = w[at + N_SEQ]
+            result = _stat(w, at)
+            if w[at + N_GENERATION] == found[1] and w[NAMESPACE] == found[2] and w[at + N_SEQ] == sequence and not sequence & 1:
+                return result
+            found = None
+
+    def get_size(self, path: AnyPath) -> int:
+        """Size of a file in bytes. FileNotFoundError, IsADirectoryError."""
+        parsed = parse(path)
+        store, found = self._find(parsed)
+        _expect_file(store, found, parsed)
+        return store.w[store.names.at(found[0]) + N_SIZE]
+
+    def listdir(self, path: AnyPath) -> list[str]:
+        """The names in a directory, in no order. FileNotFoundError, NotADirectoryError."""
+        return [decode(entry.name) for entry in self._attached().names.entries(parse(path), self._timeout)]
+
+    def walk(self, path: AnyPath = "/") -> Iterator[tuple[str, list[str], list[str]]]:
+        """(directory, names of directories, names of files) for the directory and all below it, top down.
+
+        FileNotFoundError, NotADirectoryError, at the call. What changes meanwhile may be seen or not.
+        """
+        parsed = parse(path)
+        store = self._attached()
+        return self._walk(store, canonical(parsed.parts), store.names.entries(parsed, self._timeout))
+
+    def _walk(self, store: Attachment, path: str, entries: list[Entry] | None) -> Iterator[tuple[str, list[str], list[str]]]:
+        todo: list[tuple[str, int, int]] = [(path, 0, 0)]
+        while todo:
+            path, node, generation = todo.pop()
+            if entries is None:
+                if not store.names.is_directory(node, generation):
+                    continue
+                entries = store.names.entries_of(node, generation, self._timeout)
+            directories = [entry for entry in entries if entry.kind == KIND_DIR]
+            todo += [(_below(path, entry), entry.node, entry.generation) for entry in reversed(directories)]
+            files = [decode(entry.name) for entry in entries if entry.kind != KIND_DIR]
+            entries = None
+            yield path, [decode(entry.name) for entry in directories], files
+
+    def glob(self, pattern: str) -> list[str]:
+        """The paths that match, sorted, each once: ``*`` and ``?`` within a name, ``**`` any number of directories."""
+        parts = [part for part in pattern.replace("\\", "/").split("/") if part]
+        found: set[str] = set()
+        if not parts:
+            return []
+        names = self._attached().names
+        root = names.find(parse("/"), self._timeout)
+        todo = [("/", root[0], root[1], 0)]
+        while todo:
+            path, node, generation, index = todo.pop()
+            first, last = parts[index], index + 1 == len(parts)
+            if first == "**" and not last:
+                todo.append((path, node, generation, index + 1))
+            for entry in names.entries_of(node, generation, self._timeout):
+                below = _below(path, entry)
+                if first != "**" and not fnmatch.fnmatch(decode(entry.name), first):
+                    continue
+                if last:
+                    found.add(below)
+                if entry.kind == KIND_DIR and (first == "**" or not last):
+                    todo.append((below, entry.node, entry.generation, index if first == "**" else index + 1))
+        return sorted(found)
+
+    # ---- figures
+
+    def stats(self) -> MFSStats:
+        """Quota and counts, as D-MemFS has them; used + free == quota."""
+        store = self._attached()
+        store.check_state()
+        if store.dropped or store.unpinned:
+            store.work_off()
+        w = store.w
+        used, quota = w[USED], w[W_QUOTA]
+        return MFSStats(
+            used_bytes=used,
+            quota_bytes=quota,
+            free_bytes=quota - used,
+            file_count=w[FILES],
+            dir_count=w[DIRS],
+            chunk_count=w[CHARGED],
+            overhead_per_chunk_estimate=w[W_FILE_CHARGE],
+        )
+
+    def info(self) -> MFSInfo:
+        """Identity, parameters and memory of the store. orphaned: charged for content that only readers or views have."""
+        store = self._attached()
+        store.check_state()
+        if store.dropped or store.unpinned:
+            store.work_off()
+        w = store.w
+        used = w[USED]
+        return MFSInfo(
+            name=store.name,
+            uuid=str(store.uuid),
+            private=store.private,
+            backend=store.options["backend"],
+            quota=w[W_QUOTA],
+            used=used,
+            free=w[W_QUOTA] - used,
+            orphaned=w[ORPHANED],
+            backed=store.arenas.backed_bytes(),
+            files=w[FILES],
+            directories=w[DIRS],
+            max_nodes=store.options["max_nodes"],
+            max_participants=store.layout.slots,
+            file_charge=w[W_FILE_CHARGE],
+        )
+
+    def locks(self) -> list[LockInfo]:
+        """Every file lock that is held or waited for; read without locks."""
+        store = self._attached()
+        store.check_state()
+        return locks_of(store)
+
+    def participants(self) -> list[ParticipantInfo]:
+        """The processes that are attached, and dead ones that nobody has succeeded."""
+        store = self._attached()
+        store.check_state()
+        return participants_of(store)
+
+    def check(self) -> list[str]:
+        """Every invariant of the store, the others stopped meanwhile: what is wrong, a text each; empty when sound."""
+        store = self._attached()
+        store.check_state()
+        store.work_off()
+        return check.check(store, self._timeout)
+
+    def trim(self) -> int:
+        """Give memory in which nothing is stored back to the system, by whole arenas; returns bytes."""
+        store = self._attached()
+        store.check_state()
+        store.relieve()
+        return store.arenas.trim(self._timeout)
+
+
+# ---- helpers of the class
+
+
+def _below(path: str, entry: Entry) -> str:
+    return f"{path.rstrip('/')}/{decode(entry.name)}"
+
+
+def _stat(w: memoryview, at: int) -> MFSStatResult:
+    directory = w[at + N_NAME] >> KIND_SHIFT & 0xFF == KIND_DIR
+    return MFSStatResult(
+        size=0 if directory else w[at + N_SIZE],
+        created_at=w[at + N_CREATED] / 1e9,
+        modified_at=w[at + N_MODIFIED] / 1e9,
+        generation=0 if directory else w[at + N_CONTENT],
+        is_dir=directory,
+        abandoned=bool(w[at + N_LOCK] & LOCK_ABANDONED),
+    )
+
+
+def _read_unlocked(store: Attachment, found: Found) -> bytes | None:
+    """A file's content without taking its lock; None if somebody may be changing it (then it must be taken).
+
+    In this order: before, lock word, generation and sequence; the bytes; after, lock word, generation, namespace, and the
+    sequence last. (The model shows that a reader that compares the sequence earlier can accept torn bytes.)
+    """
+    w = store.w
+    at = store.names.nodes_at + found[0] * NODE_WORDS
+    sequence = w[at + N_SEQ]
+    if sequence & 1 or w[at] & (LOCK_WRITER | LOCK_ABANDONED) or w[at + N_GENERATION] != found[1] or w[at + N_RUNS]:
+        return None
+    size, run = w[at + N_SIZE], w[at + N_RUN]
+    data = b""
+    if size:
+        try:
+            segment, offset = store.arenas.locate(run)
+        except MFSCorruptStoreError:
+            return None
+        # The mapping is of the arena's present life if the file still is: only then may its bytes be touched.
+        if w[at + N_GENERATION] != found[1] or w[at + N_SEQ] != sequence:
+            return None
+        data = segment.mm[offset : offset + size]
+    if (
+        w[at] & (LOCK_WRITER | LOCK_ABANDONED)
+        or w[at + N_GENERATION] != found[1]
+        or w[NAMESPACE] != found[2]
+        or w[at + N_SEQ] != sequence
+        or w[W_STATE] != STATE_READY
+    ):
+        return None
+    return data
+
+
+def _expect_file(store: Attachment, found: Found, parsed: Path) -> None:
+    if not found[0]:
+        raise FileNotFoundError(f"No such file: '{parsed.text}'")
+    if store.tree.kind(found[0]) == KIND_DIR:
+        raise IsADirectoryError(f"Is a directory: '{parsed.text}'")
+
+
+def locks_of(store: Attachment) -> list[LockInfo]:
+    """The lock records of a store, with the paths that they are about."""
+    found = []
+    for hold in store.rw.holds():
+        at = store.layout.slot_at(hold.slot)
+        found.append(
+            LockInfo(
+                path=store.path_of(hold.node),
+                mode="exclusive" if hold.writer else "shared",
+                state=_STATES[hold.state],
+                pid=store.participants.pid(at),
+                pid_namespace=store.participants.pid_namespace_of(at),
+                thread=hold.thread & 0xFFFFFFFF,
+                command=store.participants.command(hold.slot),
+                since=hold.since_ns / 1e9,
+            )
+        )
+    return found
+
+
+def participants_of(store: Attachment) -> list[ParticipantInfo]:
+    """The slots that have, or had, a tenant that did not leave in order."""
+    found, some = [], store.participants
+    for slot in range(store.layout.slots):
+        if not some.has_memory(slot):
+            break
+        at = store.layout.slot_at(slot)
+        if some.pid(at):
+            found.append(
+                ParticipantInfo(
+                    slot=slot,
+                    pid=some.pid(at),
+                    pid_namespace=some.pid_namespace_of(at),
+                    command=some.command(slot),
+                    alive=not some.is_dead(slot, some.epoch(slot)),
+                    since=some.since_ns(at) / 1e9,
+                )
+            )
+    return found
+
+
+def _count(what: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be int, not {type(value).__name__}")
+    if not least <= value <= most:
+        raise MFSParameterError(f"{what} must be from {least} to {most}, not {value}")
+    return value
+
+
+def _backend(backend: str) -> int:
+    if backend not in BACKENDS:
+        raise MFSParameterError(f"Invalid backend {backend!r}. Expected one of {sorted(BACKENDS)}.")
+    return BACKENDS[backend]
+
+
+def _check_timeout(timeout: float | None) -> float | None:
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout != timeout):
+        raise TypeError(f"default_lock_timeout must be a number of seconds or None, not {timeout!r}")
+    return timeout
+
+
+def _parameters(
+    max_quota: int,
+    chunk_overhead: int | None,
+    promotion_hard_limit: int | None,
+    max_nodes: int | None,
+    default_storage: str,
+) -> Parameters:
+    if default_storage not in ("auto", "sequential", "random_access"):
+        raise ValueError(
+            f"Invalid default_storage value: {default_storage!r}. Expected 'auto', 'sequential', or 'random_access'."
+        )
+    if promotion_hard_limit is not None:
+        _count("promotion_hard_limit", promotion_hard_limit, 0, 1 << 62)
+    return Parameters(
+        _count("max_quota", max_quota, 0, 1 << 46),
+        nodes_max=0 if max_nodes is None else _count("max_nodes", max_nodes, 1, 1 << 30),
+        file_charge=128 if chunk_overhead is None else _count("chunk_overhead_override", chunk_overhead, 0, 1 << 32),
+        options={"default_storage": default_storage},
+    )
+
+
+def _compare(store: Attachment, parameters: Parameters) -> None:
+    """MFSParameterError if a store that stands was made with other parameters; it is left then."""
+    wanted = parameters.as_map()
+    different = [key for key, value in wanted.items() if store.options.get(key) != value]
+    if different:
+        found = ", ".join(f"{key}={store.options.get(key)!r} (asked for {wanted[key]!r})" for key in different)
+        attachment.release(store)
+        raise MFSParameterError(f"The store {store.name!r} stands with other parameters: {found}.")
+
+
+def _warn_if_too_large(quota: int) -> None:
+    for message in shortages(quota):
+        warnings.warn(message, ResourceWarning, stacklevel=3)
+
+
+def shortages(quota: int) -> list[str]:
+    """Why the machine can't keep the promise of a quota now; empty if it can."""
+    found = []
+    shm = os.statvfs(names.SHM_DIR)
+    for what, available in (
+        ("/dev/shm has", shm.f_bavail * shm.f_frsize),
+        ("RAM and cgroup have", available_bytes()),
+    ):
+        if available is not None and quota > available:
+            found.append(f"The quota is {quota} bytes and {what} {available} left: writes may end in MFSNoSpaceError earlier.")
+    return found
+
+
+# ---- the end of objects and processes
+
+_filesystems: weakref.WeakSet[MemoryFileSystem] = weakref.WeakSet()
+_exit_hooked_for = 0
+_pruned_at = 0.0
+
+
+def _let_go(store: Attachment) -> None:
+    """A filesystem object was collected. One that was pickled keeps its store until the process ends."""
+    if not store.kept and not store.forked:
+        attachment.release(store)
+
+
+def _prune_now_and_then() -> None:
+    """Private stores of killed processes go when the next one is made; looked for every ten seconds at the most."""
+    global _pruned_at
+    import time
+
+    now = time.monotonic()
+    if now - _pruned_at > 10 or not _pruned_at:
+        _pruned_at = now
+        with contextlib.suppress(OSError):
+            attachment.prune_private()
+
+
+def _unpickle(
+    cls: type[MemoryFileSystem],
+    name: str,
+    uuid: uuids.UUID,
+    timeout: float | None,
+    guard: tuple[str, str, float],
+) -> MemoryFileSystem:
+    fs = cls.__new__(cls)
+    fs._bind(attachment.attach(name, uuid), timeout, MemoryGuard(*guard))
+    return fs
+
+
+def _close_at_exit() -> None:
+    """See that this process closes what it has open when it ends in order; multiprocessing's children end their own way."""
+    global _exit_hooked_for
+    if _exit_hooked_for == os.getpid():
+        return
+    _exit_hooked_for = os.getpid()
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None and process.parent_process() is not None:
+        util.Finalize(None, close_all, exitpriority=-100)
+    else:
+        atexit.register(close_all)
+
+
+def close_all() -> None:
+    """The process ends: close every handle and leave every store, in silence."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for fs in list(_filesystems):
+            with contextlib.suppress(Exception):
+                fs.close()
+    attachment.leave_all()
+
+
+def _after_fork_in_child() -> None:
+    global _exit_hooked_for
+    for fs in list(_filesystems):
+        fs._store = None
+        fs._lock = threading.Lock()
+        fs._finalizer.detach()
+        fs._handles = {}
+    atexit.unregister(close_all)
+    _exit_hooked_for = 0
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:  # multiprocessing clears its finalisers in the child, then calls this
+        util.register_after_fork(_exit_marker, lambda _: _close_at_exit())
+    else:
+        _close_at_exit()
+
+
+class _Marker:
+    """Something that multiprocessing can keep a weak reference to."""
+
+
+_exit_marker = _Marker()
+os.register_at_fork(after_in_child=_after_fork_in_child)

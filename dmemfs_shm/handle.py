@@ -1,0 +1,416 @@
+"""Open files.
+
+A `MemoryFileHandle` is a raw binary stream that holds its file's lock from `open` to `close`: shared for "rb", exclusive
+for the other modes. While it does, nobody else changes the file, so it keeps the size and the place of the bytes to itself
+and touches no lock, and few shared words, until it closes. A write stores the bytes first, then the size, each whole; only
+growing beyond the blocks that the file has is a transaction.
+
+Like D-MemFS's, a handle is for one thread at a time.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .errors import MFSForkedError, MFSStoreGoneError
+from .store.layout import (
+    LOW32,
+    N_CAPACITY,
+    N_CONTENT,
+    N_MODIFIED,
+    N_PIN,
+    N_RUN,
+    N_RUNS,
+    N_SIZE,
+    NODE_WORDS,
+    REC_DIRTY,
+    STATE_READY,
+    W_STATE,
+)
+
+if TYPE_CHECKING:
+    from .filesystem import MemoryFileSystem
+    from .store.arenas import Piece
+    from .store.attachment import Attachment
+
+_NOT_READABLE = frozenset(("wb", "ab", "xb"))
+
+
+class MemoryFileHandle(io.RawIOBase):
+    """Binary file handle returned by `MemoryFileSystem.open`; use it in a `with`."""
+
+    def __init__(self, fs: MemoryFileSystem, store: Attachment, node: int, record: int, path: str, mode: str) -> None:
+        """Take over a held lock record. Do not call: `MemoryFileSystem.open` does."""
+        self._fs = fs
+        self._store = store
+        self._w = store.w
+        self._node = node
+        self._at = at = store.tree.nodes_at + node * NODE_WORDS
+        self._record = record
+        self._path = path
+        self._mode = mode
+        self._pos = 0
+        self._closed = False
+        self._writable = mode != "rb"
+        self._readable = mode not in _NOT_READABLE
+        self._dirty = mode in ("wb", "xb")
+        self._size = self._w[at + N_SIZE]
+        self._locate()
+        if mode == "ab":
+            self._pos = self._size
+
+    def _locate(self) -> None:
+        """Learn where the bytes are: one piece, nearly always, or several."""
+        w, at = self._w, self._at
+        self._capacity = w[at + N_CAPACITY]
+        run = w[at + N_RUN]
+        self._pieces: list[Piece] | None = None
+        self._base = -1
+        if not run:
+            return
+        arenas = self._store.arenas
+        if w[at + N_RUNS]:
+            self._pieces = arenas.pieces(self._store.content.runs(w, at))
+        else:
+            segment, self._base = arenas.locate(run)
+            self._mm = segment.mm
+            self._view = segment.view
+
+    # ---- state
+
+    @property
+    def name(self) -> str:
+        """The path that the file was opened with."""
+        return self._path
+
+    @property
+    def mode(self) -> str:
+        return self._mode
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def _check(self) -> None:
+        """ValueError if closed, MFSForkedError in a forked child, MFSStoreGoneError after destroy."""
+        if self._closed:
+            raise ValueError("I/O operation on closed file.")
+        if self._store.forked:
+            raise MFSForkedError(f"The handle of '{self._path}' belongs to the parent of this process.")
+        if self._store.is_left or self._w[W_STATE] != STATE_READY:
+            raise MFSStoreGoneError("The store was destroyed.")
+
+    def _check_readable(self) -> None:
+        self._check()
+        if not self._readable:
+            raise io.UnsupportedOperation(f"not readable in mode '{self._mode}'")
+
+    def _check_writable(self) -> None:
+        self._check()
+        if not self._writable:
+            raise io.UnsupportedOperation(f"not writable in mode '{self._mode}'")
+
+    def readable(self) -> bool:
+        self._check()
+        return self._readable
+
+    def writable(self) -> bool:
+        self._check()
+        return self._writable
+
+    def seekable(self) -> bool:
+        self._check()
+        return True
+
+    # ---- reading
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to *size* bytes from the position on; all with -1 or None; b"" at or past the end.
+
+        ValueError if closed, io.UnsupportedOperation in "wb", "ab", "xb".
+        """
+        if self._closed or not self._readable or self._store.forked or self._w[W_STATE] != STATE_READY:
+            self._check_readable()
+        pos, end = self._pos, self._size
+        if size is not None and 0 <= size < end - pos:
+            end = pos + size
+        if pos >= end:
+            return b""
+        self._pos = end
+        base = self._base
+        if base >= 0:
+            return self._mm[base + pos : base + end]
+        return b"".join(bytes(part) for part in self._parts(pos, end))
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill *buffer* from the position on; returns how many bytes there were."""
+        self._check_readable()
+        with memoryview(buffer) as view, view.cast("B") as target:
+            pos = self._pos
+            end = min(self._size, pos + len(target))
+            if pos >= end:
+                return 0
+            if self._base >= 0:
+                target[: end - pos] = self._view[self._base + pos : self._base + end]
+            else:
+                done = 0
+                for part in self._parts(pos, end):
+                    target[done : done + len(part)] = part
+                    done += len(part)
+            self._pos = end
+            return end - pos
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """One line, or up to *size* bytes of it."""
+        self._check_readable()
+        pos, end = self._pos, self._size
+        if size is not None and 0 <= size < end - pos:
+            end = pos + size
+        if pos >= end:
+            return b""
+        if self._base < 0:
+            return super().readline(-1 if size is None else size)
+        found = self._mm.find(b"\n", self._base + pos, self._base + end)
+        if found >= 0:
+            end = found + 1 - self._base
+        self._pos = end
+        return self._mm[self._base + pos : self._base + end]
+
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
+        """The lines from the position on; with a positive *hint*, as many as reach so many bytes."""
+        lines, total = [], 0
+        while line := self.readline():
+            lines.append(line)
+            total += len(line)
+            if hint is not None and 0 < hint <= total:
+                break
+        return lines
+
+    def __iter__(self) -> MemoryFileHandle:
+        self._check()
+        return self
+
+    def __next__(self) -> bytes:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def _parts(self, pos: int, end: int) -> Iterable[memoryview]:
+        """The bytes pos..end of the file, piece by piece, in the store's memory."""
+        if self._base >= 0:
+            yield self._view[self._base + pos : self._base + end]
+            return
+        for start, stop, segment, at in self._pieces or ():
+            first, last = max(pos, start), min(end, stop)
+            if first < last:
+                yield segment.view[at + first - start : at + last - start]
+
+    # ---- writing
+
+    def write(self, data: Any) -> int:
+        """Store *data* (any C-contiguous buffer) at the position, in "ab" at the end; returns its size in bytes.
+
+        A gap before the position is filled with zeros. MFSQuotaExceededError or MFSNoSpaceError before a byte changes;
+        TypeError for str; io.UnsupportedOperation in "rb".
+        """
+        if self._closed or not self._writable or self._store.forked or self._w[W_STATE] != STATE_READY:
+            self._check_writable()
+        if type(data) is bytes:
+            count = len(data)
+        else:
+            data = _bytes_of(data)
+            count = len(data)
+        if self._mode == "ab":
+            self._pos = self._size
+        if not count:
+            return 0
+        w, at, pos, size = self._w, self._at, self._pos, self._size
+        end = pos + count
+        if end > self._capacity or w[at + N_PIN] & LOW32:
+            self._make_room(max(end, size), size)
+        if not self._dirty:
+            self._mark_dirty()
+        if pos > size:
+            self._fill_zeros(size, pos)
+        base = self._base
+        if base >= 0:
+            self._mm[base + pos : base + end] = data
+        else:
+            self._store_parts(pos, data)
+        if end > size:
+            w[at + N_SIZE] = self._size = end
+        w[at + N_CONTENT] = w[at + N_CONTENT] + 1
+        w[at + N_MODIFIED] = time.time_ns()
+        self._pos = end
+        return count
+
+    def _make_room(self, size: int, keep: int) -> None:
+        """Blocks of our own for *size* bytes, the first *keep* of which stay."""
+        store, timeout = self._store, self._fs._timeout
+        if self._w[self._at + N_PIN] & LOW32:
+            store.names.unshare(self._node, keep, timeout)
+        self._fs._guard.check_before_write(size - self._capacity)
+        store.names.grow(self._node, size, timeout)
+        self._locate()
+
+    def _mark_dirty(self) -> None:
+        """From here on our death leaves the file abandoned: a plain store into our own record, before the first change."""
+        self._w[self._record] = self._w[self._record] | REC_DIRTY
+        self._dirty = True
+
+    def _store_parts(self, pos: int, data: Any) -> None:
+        with memoryview(data) as source:
+            done = 0
+            for part in self._parts(pos, pos + len(source)):
+                part[:] = source[done : done + len(part)]
+                done += len(part)
+
+    def _fill_zeros(self, pos: int, end: int) -> None:
+        for part in self._parts(pos, end):
+            for start in range(0, len(part), len(_ZEROS)):
+                piece = part[start : start + len(_ZEROS)]
+                piece[:] = _ZEROS[: len(piece)]
+
+    def truncate(self, size: int | None = None) -> int:
+        """Make the file *size* bytes long (the position by default), zero-filled where it grows; returns the size.
+
+        Blocks that are not needed are given back at once. ValueError if negative.
+        """
+        self._check_writable()
+        target = self._pos if size is None else size
+        if target < 0:
+            raise ValueError("truncate size must be >= 0")
+        w, at, before = self._w, self._at, self._size
+        pinned = w[at + N_PIN] & LOW32
+        if target > before:
+            if target > self._capacity or pinned:
+                self._make_room(target, before)
+            self._change(target, lambda: self._fill_zeros(before, target))
+        elif target < before:
+            if pinned:
+                self._store.names.unshare(self._node, target, self._fs._timeout)
+                self._locate()
+            self._change(target, lambda: None)
+        if not pinned:
+            self._store.names.fit(self._node)
+            self._locate()
+        self._pos = min(self._pos, target)
+        return target
+
+    def _change(self, size: int, store_bytes: Any) -> None:
+        """Change the size, after the bytes that become part of the file were stored."""
+        if not self._dirty:
+            self._mark_dirty()
+        store_bytes()
+        w, at = self._w, self._at
+        w[at + N_SIZE] = self._size = size
+        w[at + N_CONTENT] = w[at + N_CONTENT] + 1
+        w[at + N_MODIFIED] = time.time_ns()
+
+    def _preallocate(self, size: int) -> None:
+        """Make the file at least *size* bytes long, zero-filled, and charge it."""
+        before = self._size
+        if size > before:
+            modified = self._w[self._at + N_MODIFIED]
+            if size > self._capacity or self._w[self._at + N_PIN] & LOW32:
+                self._make_room(size, before)
+            self._change(size, lambda: self._fill_zeros(before, size))
+            self._w[self._at + N_MODIFIED] = modified
+
+    # ---- position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Set the position and return it; past the end is allowed, but for SEEK_END with a positive offset (ValueError)."""
+        self._check()
+        if whence == 0:
+            if offset < 0:
+                raise ValueError("seek offset must be >= 0 for SEEK_SET")
+            pos = offset
+        elif whence == 1:
+            pos = self._pos + offset
+        elif whence == 2:
+            if offset > 0:
+                raise ValueError("Seeking past end-of-file (SEEK_END with positive offset) is not supported in MFS.")
+            pos = self._size + offset
+        else:
+            raise ValueError(f"Invalid whence value: {whence}. Must be 0, 1, or 2.")
+        if pos < 0:
+            raise ValueError(f"Resulting cursor position {pos} is negative.")
+        self._pos = pos
+        return pos
+
+    def tell(self) -> int:
+        self._check()
+        return self._pos
+
+    # ---- the end
+
+    def flush(self) -> None:
+        """Nothing to do: what was written is there. ValueError if closed."""
+        if not self._store.forked:
+            self._check()
+
+    def close(self) -> None:
+        """Give back the lock, and the blocks that the file does not need. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        store, record = self._store, self._record
+        self._fs._handles.pop(record, None)
+        if store.forked or store.is_left or self._w[W_STATE] != STATE_READY:
+            return
+        store.close_record(record)
+
+    def __enter__(self) -> MemoryFileHandle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        """A handle that was not closed: a ResourceWarning, and a note for the next operation, which closes it."""
+        if getattr(self, "_closed", True):
+            return
+        self._closed = True
+        store = self._store
+        if store.forked or store.is_left:
+            return
+        self._fs._handles.pop(self._record, None)
+        store.rw.release_later(self._record)
+        warnings.warn(
+            "MFS MemoryFileHandle was not closed properly. Always use 'with mfs.open(...) as f:' to ensure cleanup.",
+            ResourceWarning,
+            stacklevel=1,
+            source=self,
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an open file can't be pickled; pickle the filesystem and open the file there")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"mode={self._mode!r}"
+        return f"<MemoryFileHandle {self._path!r} {state}>"
+
+
+_ZEROS = bytes(1 << 20)
+
+
+def _bytes_of(data: Any) -> Any:
+    """The data as something that can be stored: a flat view of bytes. TypeError, BufferError."""
+    if isinstance(data, bytearray):
+        return data
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError("a bytes-like object is required") from None
+    if not view.c_contiguous:
+        raise BufferError("a C-contiguous buffer is required")
+    return view if view.ndim == 1 and view.format == "B" else view.cast("B") if view.nbytes else memoryview(b"")

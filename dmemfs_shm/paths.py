@@ -1,0 +1,43 @@
+"""Paths, as D-MemFS reads them: relative ones start at the root, "" is "/", backslashes are slashes, ".." resolves."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from .store.layout import NAME_BYTES_MAX, PATH_BYTES_MAX
+from .store.namespace import Path
+
+AnyPath = str | os.PathLike[str]
+
+
+def parse(path: AnyPath) -> Path:
+    """The parts of a path. ValueError for an escape above the root or a NUL, OSError(ENAMETOOLONG), TypeError."""
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"path must be str or os.PathLike[str], not {type(path).__name__}")
+    if "\0" in text:
+        raise ValueError(f"Path contains a NUL character: {text!r}")
+    parts: list[bytes] = []
+    for part in text.replace("\\", "/").split("/"):
+        if part == "..":
+            if not parts:
+                raise ValueError(f"Path traversal attempt detected: '{text}'")
+            parts.pop()
+        elif part and part != ".":
+            name = part.encode("utf-8", "surrogatepass")
+            if len(name) > NAME_BYTES_MAX:
+                raise OSError(errno.ENAMETOOLONG, f"A name has more than {NAME_BYTES_MAX} bytes", text)
+            parts.append(name)
+    if sum(map(len, parts)) + len(parts) > PATH_BYTES_MAX:
+        raise OSError(errno.ENAMETOOLONG, f"A path has more than {PATH_BYTES_MAX} bytes", text)
+    return Path(text, parts)
+
+
+def decode(name: bytes) -> str:
+    return name.decode("utf-8", "surrogatepass")
+
+
+def canonical(parts: list[bytes]) -> str:
+    """The absolute path of some parts."""
+    return "/" + "/".join(decode(part) for part in parts)

@@ -1,0 +1,5 @@
+"""The engine: one shared store. It knows nothing of users, paths as text, or streams.
+
+Reading order: `layout`, `names`, `segment`, `identity`; `journal`, `mutex`, `recovery`; `rwlock`; `blocks`, `arenas`,
+`tree`, `content`, `section`, `namespace`; `attachment` puts them together; `check` knows every invariant.
+"""

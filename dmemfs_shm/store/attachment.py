@@ -1,0 +1,846 @@
+"""A store as one process has it open: its segments, slot, mutexes and locks; creating, attaching, leaving, destroying.
+
+Guarantees.
+  * A creator that dies leaves a store that is not READY; the next `create` under that name starts it anew. Its index
+    carries the lock byte of creation, which the kernel frees with the creator.
+  * A process attaches a store once, however many filesystem objects use it (`Attachment.of` counts them).
+  * Attaching starts no thread. A new tenant of a slot first takes back what a dead predecessor held.
+  * A forked child inherits nothing but readable mappings: its parent's slot, locks and handles are not its own
+    (`after_fork_in_child`); it attaches anew on first use.
+  * After `destroy` every call of those who are still attached is MFSStoreGoneError; mappings live on.
+
+Attaching trusts nothing it reads before it has checked: magic, byte order, version, fingerprint, sizes against the
+segment, parameters against their checksum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import uuid as uuids
+import zlib
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgpack
+
+from ..errors import (
+    MFSCorruptStoreError,
+    MFSLayoutError,
+    MFSNoSpaceError,
+    MFSNotOwnerError,
+    MFSQuotaExceededError,
+    MFSStoreBusyError,
+    MFSStoreGoneError,
+    MFSTooManyParticipantsError,
+    MFSUnfinishedStoreError,
+    MFSVersionError,
+)
+from . import names, segment
+from .arenas import Arenas
+from .blocks import Blocks, NeedMemory
+from .content import Content
+from .identity import ByteLocks, Participants
+from .journal import Words
+from .layout import (
+    BACKEND_OFD,
+    BUCKETS,
+    BUCKETS_BACKED,
+    BYTE_ORDER,
+    DIRS,
+    FILES,
+    FINGERPRINT,
+    KIND_DIR,
+    KIND_SHIFT,
+    LB_ATTACH,
+    LB_INIT,
+    LB_LIFE,
+    LB_SLOT,
+    MAGIC,
+    MUTEXES,
+    N_CREATED,
+    N_GENERATION,
+    N_MODIFIED,
+    N_NAME,
+    N_PARENT,
+    NO_CLAIM,
+    NODE_BACKED,
+    NODE_BREAK,
+    NODE_STEP,
+    NODE_WORDS,
+    PAGE,
+    PAGE_WORDS,
+    PARAMS_BYTES_MAX,
+    PARAMS_OFFSET,
+    REAPS,
+    RECORD_WORDS,
+    ROOT,
+    S_CLAIM,
+    S_PID,
+    S_RECORDS,
+    SLOT_HEAD_WORDS,
+    SLOTS_AT,
+    SLOTS_BACKED,
+    SLOTS_MAX,
+    STATE_DESTROYED,
+    STATE_READY,
+    TRASH,
+    USED,
+    VERSION,
+    W_BACKEND,
+    W_BYTE_ORDER,
+    W_CREATED,
+    W_FILE_CHARGE,
+    W_FINGERPRINT,
+    W_IDENTITY_END,
+    W_INDEX_BYTES,
+    W_MAGIC,
+    W_NODES_CAP,
+    W_NODES_MAX,
+    W_OWNER,
+    W_PAGES_CAP,
+    W_PARAMS_BYTES,
+    W_PARAMS_CRC,
+    W_QUOTA,
+    W_SLOTS,
+    W_STATE,
+    W_UUID_HIGH,
+    W_UUID_LOW,
+    W_VERSION,
+    WORD,
+    Layout,
+    nodes_cap_for,
+    pages_cap_for,
+)
+from .mutex import Mutex, OfdMutex, Threads
+from .namespace import Namespace
+from .recovery import Recovery, create_semaphore, membarrier, provide_spares
+from .rwlock import FileLocks
+from .section import Section, Sections
+from .tree import NeedNodes, Tree
+
+T = TypeVar("T")
+
+log = logging.getLogger("dmemfs_shm")
+
+WAIT_FOR_CREATOR_S = 5.0
+_FIXED_BYTES = SLOTS_AT * WORD  # identity, mutexes, journals, arena table: backed at creation
+_FIRST_RECORDS = PAGE_WORDS // RECORD_WORDS
+
+_attached: dict[tuple[int, int], Attachment] = {}
+_attaching = threading.RLock()
+_inherited: list[tuple[str, int]] = []  # (name, life descriptor) of private stores that our parent had when it forked
+
+
+class Parameters:
+    """What belongs to the store and never changes. Sizes in bytes; nodes_max 0 is unlimited."""
+
+    __slots__ = ("backend", "file_charge", "nodes_max", "options", "quota_bytes", "slots")
+
+    def __init__(
+        self,
+        quota_bytes: int,
+        *,
+        nodes_max: int = 0,
+        file_charge: int = 128,
+        backend: int = 0,
+        slots: int = SLOTS_MAX,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.quota_bytes = quota_bytes
+        self.nodes_max = nodes_max
+        self.file_charge = file_charge
+        self.backend = backend
+        self.slots = slots
+        self.options = options or {}
+
+    def as_map(self) -> dict[str, Any]:
+        """What the header's msgpack map holds: a new option is a new key, not a new layout."""
+        return {
+            "max_quota": self.quota_bytes,
+            "max_nodes": self.nodes_max or None,
+            "file_charge": self.file_charge,
+            "backend": "ofd" if self.backend == BACKEND_OFD else "generation",
+            "max_participants": self.slots,
+            **self.options,
+        }
+
+    def layout(self) -> Layout:
+        return Layout(self.slots, nodes_cap_for(self.nodes_max), pages_cap_for(self.quota_bytes))
+
+
+class Attachment:
+    """This process's part in one store. Made by `create` and `attach` of this module only."""
+
+    def __init__(self, name: str, index: segment.Segment, *, observer: bool = False) -> None:
+        self.name = name
+        self.index = index
+        stat = os.fstat(index.fd)
+        self._key = stat.st_dev, stat.st_ino
+        self.words = memoryview(index.mm).cast("Q")
+        self.w: Words = self.words
+        w = self.w
+        self.layout = Layout(w[W_SLOTS], w[W_NODES_CAP], w[W_PAGES_CAP])
+        self.uuid = uuids.UUID(int=w[W_UUID_HIGH] << 64 | w[W_UUID_LOW])
+        self.pid = os.getpid()
+        self.users = 0
+        self.forked = False
+        self.is_left = False
+        self.kept = False  # pickled: not to be left when its objects are collected
+        self.options: dict[str, Any] = msgpack.unpackb(
+            index.mm[PARAMS_OFFSET : PARAMS_OFFSET + min(w[W_PARAMS_BYTES], PARAMS_BYTES_MAX)]
+        )
+        self.observer = observer
+        self.patience: float | None = 30.0  # seconds that a release waits for a mutex whose holder is stopped
+        self.growing = threading.Lock()  # orders this process's growth of its own tables; nothing shared
+        self.dropped: deque[int] = deque()  # records whose release was left to the next operation
+        self.slot = -1
+        self.locks = ByteLocks(names.index_name(name, w[W_OWNER]))
+        self.participants = Participants(w, self.layout, self.locks)
+        self.recovery = Recovery(w, self.uuid, self.participants)
+        kind = OfdMutex if w[W_BACKEND] == BACKEND_OFD else Mutex
+        self.mutexes: list[Mutex] = [kind(k, w, self.uuid, self.participants, self.recovery) for k in range(MUTEXES)]
+        for mutex in self.mutexes:
+            if isinstance(mutex, OfdMutex):
+                mutex.outer = self.mutexes[0] if mutex.number else None
+        self.threads = Threads()
+        self.rw = FileLocks(self)
+        self.sections = Sections(self)
+        self.blocks = Blocks(w, self.layout)
+        self.arenas = Arenas(self, self.blocks)
+        self.tree = Tree(self)
+        self.content = Content(self, self.tree, self.blocks)
+        self.names = Namespace(self)
+        self.intending = threading.Lock()  # orders this process's operations that use the slot's intent word
+        self.unpinned: deque[int] = deque()  # pin records whose views are gone
+        self.views = 0  # pins of living views
+        self.wants_buckets = False
+        self._life = -1
+        self._reaped: set[tuple[int, int]] = set()
+
+    # ---- identity
+
+    @property
+    def state(self) -> int:
+        return self.w[W_STATE]
+
+    def check_state(self) -> None:
+        if self.w[W_STATE] != STATE_READY:
+            raise MFSStoreGoneError(f"The store {self.name!r} was destroyed.")
+
+    @property
+    def private(self) -> bool:
+        return self.name.startswith("@")
+
+    @property
+    def quota_bytes(self) -> int:
+        return self.w[W_QUOTA]
+
+    def path_of(self, node: int) -> str:
+        return self.tree.path(node)
+
+    def holders(self, node: int) -> tuple[str, ...]:
+        """Who holds or waits for a node, a text each, for errors."""
+        words = {1: "waits", 2: "is next", 3: "holds it"}
+        return tuple(
+            f"{self.participants.describe(hold.slot)}, thread {hold.thread & 0xFFFFFFFF}, "
+            f"{words[hold.state]} {'exclusively' if hold.writer else 'shared'}"
+            for hold in self.rw.holds(node)[:16]
+        )
+
+    # ---- doing things in m[0]
+
+    def transact(self, step: Callable[[Section], T], timeout: float | None) -> T:
+        """Do a step of the engine (see `section`), with more memory and with what the dead held if it needs that."""
+        if self.dropped or self.unpinned or self.recovery.events:
+            self.work_off()
+        relieved = False
+        while True:
+            try:
+                result = self.sections.run(step, timeout)
+                break
+            except NeedMemory as need:
+                try:
+                    self.arenas.grow(need.pages, timeout)
+                except MFSNoSpaceError:
+                    if relieved or not self.relieve():
+                        raise
+                    relieved = True
+            except NeedNodes:
+                self.tree.grow()
+            except MFSQuotaExceededError:
+                if relieved or not self.relieve():
+                    raise
+                relieved = True
+        if self.wants_buckets:
+            self.wants_buckets = False
+            with contextlib.suppress(MFSNoSpaceError):
+                self.tree.grow_buckets()
+        return result
+
+    def close_record(self, record: int) -> None:
+        """The end of a handle: `Namespace.finish`, or a note for the next operation if a stopped process is in the way."""
+        try:
+            self.names.finish(record)
+        except MFSStoreBusyError:
+            self.rw.release_later(record)
+        except BaseException:
+            if self.state == STATE_READY:
+                self.rw.release_later(record)
+            raise
+
+    def view_is_gone(self, pin: int) -> None:
+        """A finaliser's note: the last buffer derived from a view is gone."""
+        self.views -= 1
+        if not self.forked and not self.is_left and self.pid == os.getpid():
+            self.unpinned.append(pin)
+
+    def relieve_locks(self) -> None:
+        """Before a lock is refused, and at each slice of a wait: our own finalisers' notes, then the dead."""
+        self.work_off()
+        self.reap_dead()
+
+    def relieve(self) -> bool:
+        """Before a shortage is reported: give back what is only waiting for that. Whether anything was."""
+        before = self.w[USED], self.w[FILES], self.w[DIRS]
+        self.work_off()
+        self.reap_dead()
+        self.names.drain()
+        return (self.w[USED], self.w[FILES], self.w[DIRS]) != before
+
+    # ---- joining and leaving
+
+    def join(self) -> None:
+        """Become a participant: a slot, a locked byte, a new epoch, and nothing left of the dead predecessor."""
+        deadline = time.monotonic() + WAIT_FOR_CREATOR_S
+        try:
+            if not self.locks.lock(LB_ATTACH, deadline):
+                raise MFSStoreBusyError("Another process is attaching the store and does not go on.")
+            self.check_state()
+            slot = self._choose_slot()
+            if self.w[W_BACKEND] != BACKEND_OFD:
+                self.recovery.retire_claims(slot, deadline)
+            else:
+                self._void_claims(slot)
+            if not self.locks.try_lock(LB_SLOT + slot):
+                raise MFSStoreBusyError("A participant slot was taken while it was being cleaned.")
+            self.participants.introduce(slot)
+            self.slot = slot
+            for mutex in self.mutexes:
+                mutex.settle(slot)
+        finally:
+            self.locks.unlock(LB_ATTACH)
+        self.rw.reap(slot, self.participants.epoch(slot), WAIT_FOR_CREATOR_S)
+        self.names.reap(slot, self.participants.epoch(slot))
+        if self.w[TRASH]:
+            self.names.drain_trash()
+
+    def _choose_slot(self) -> int:
+        """A slot without a living tenant: one that its tenant left in order, else a dead one's, else a fresh one."""
+        dead = -1
+        for slot in range(self.layout.slots):
+            if not self.participants.has_memory(slot):
+                if dead >= 0:
+                    return dead
+                self._back_slot(slot)
+                return slot
+            if self.locks.is_free(LB_SLOT + slot):
+                if not self.w[self.layout.slot_at(slot) + S_PID]:
+                    return slot
+                if dead < 0:
+                    dead = slot
+        if dead < 0:
+            raise MFSTooManyParticipantsError(
+                f"The store {self.name!r} has {self.layout.slots} living participants, all that it was made for."
+            )
+        return dead
+
+    def _back_slot(self, slot: int) -> None:
+        at = self.layout.slot_at(slot)
+        self.index.back(at * WORD, (SLOT_HEAD_WORDS + PAGE_WORDS) * WORD)
+        self._void_claims(slot)
+        self.w[at + S_RECORDS] = _FIRST_RECORDS
+        self.w[SLOTS_BACKED] = slot + 1
+
+    def _void_claims(self, slot: int) -> None:
+        at = self.layout.slot_at(slot) + S_CLAIM
+        for k in range(MUTEXES):
+            self.w[at + k] = NO_CLAIM
+
+    def leave(self) -> None:
+        """Give the slot back and close everything. Takes no mutex: a finaliser may call it.
+
+        What we still hold (views that live on, notes of finalisers) is given back by the slot's next tenant or by whoever
+        reaps it, so the slot then stays marked as ours.
+        """
+        _attached.pop(self._key, None)
+        self.is_left = True
+        if self.slot >= 0 and not self.forked and self.state == STATE_READY:
+            if not self.views and not self.dropped and not self.unpinned:
+                self.w[self.layout.slot_at(self.slot) + S_PID] = 0
+        self._close()
+
+    def _close(self) -> None:
+        life, self._life = self._life, -1
+        if life >= 0:
+            with contextlib.suppress(OSError):
+                os.close(life)
+            if not self.forked and self.state == STATE_READY and self.locks.try_lock(LB_LIFE):
+                destroy_segments(self.name, self.uuid, self.w)  # nobody else has this private store
+        self.locks.close()
+        for mutex in self.mutexes:
+            mutex.close()
+        self.arenas.close()
+        with contextlib.suppress(BufferError):
+            self.words.release()
+        self.index.close()
+
+    # ---- what the living do for the dead, and for their own finalisers
+
+    def reap_dead(self) -> int:
+        """Give back what dead participants hold. Returns how many there were that had not been reaped by us before."""
+        count = 0
+        for slot, epoch in self.participants.dead():
+            if (slot, epoch) not in self._reaped and self.rw.reap(slot, epoch, self.patience):
+                self.names.reap(slot, epoch)
+                self._reaped.add((slot, epoch))
+                self.w[REAPS] = self.w[REAPS] + 1
+                self.recovery.events.append(f"store {self.uuid.hex}: reaped {self.participants.describe(slot)}")
+                count += 1
+        return count
+
+    def work_off(self) -> None:
+        """Do what finalisers and failed closes left behind, and log what recovery did."""
+        while self.dropped:
+            record = self.dropped.popleft()
+            try:
+                self.rw.release_now(record)
+            except MFSStoreBusyError:
+                self.dropped.append(record)
+                break
+        while self.unpinned:
+            pin = self.unpinned.popleft()
+            try:
+                self.names.give_back_pin(pin)
+            except MFSStoreBusyError:
+                self.unpinned.append(pin)
+                break
+        while self.recovery.events:
+            log.warning("%s", self.recovery.events.popleft())
+
+    # ---- the life of a private store
+
+    def hold_life(self) -> None:
+        """Count ourselves among those who use a private store: a shared lock that forked children inherit."""
+        locks = ByteLocks(self.locks.name)
+        locks.try_lock(LB_LIFE, shared=True)
+        self._life = locks.fd
+        locks.fd = -1
+        os.set_inheritable(self._life, False)
+
+
+# ---- creating
+
+
+def create(name: str, parameters: Parameters) -> Attachment:
+    """Create a store and attach it. FileExistsError if it stands, MFSNoSpaceError if there is no room for its index."""
+    full = names.index_name(name)
+    deadline = time.monotonic() + WAIT_FOR_CREATOR_S
+    while True:
+        fd = segment.open_fd(full, create=True)
+        locks = ByteLocks(full)
+        try:
+            if not locks.lock(LB_INIT, deadline):
+                raise MFSUnfinishedStoreError(f"Another process is creating the store {name!r} and does not go on.")
+            if not _same_file(fd, full) or os.fstat(locks.fd).st_ino != os.fstat(fd).st_ino:
+                os.close(fd)
+                continue
+            if _is_ready(fd):
+                os.close(fd)
+                raise FileExistsError(f"Store exists: {name!r}")
+            _initialise(name, full, fd, parameters)
+            store = _open(name, fd)
+        finally:
+            with contextlib.suppress(OSError):
+                locks.unlock(LB_INIT)
+            locks.close()
+        return store
+
+
+def _same_file(fd: int, full: str) -> bool:
+    try:
+        other = segment.open_fd(full)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.fstat(fd).st_ino == os.fstat(other).st_ino
+    finally:
+        os.close(other)
+
+
+def _is_ready(fd: int) -> bool:
+    """Whether a finished store (of whatever version) stands in the segment; what is not ours counts as one."""
+    head = os.pread(fd, W_IDENTITY_END * WORD, 0)
+    if len(head) < W_IDENTITY_END * WORD:
+        return False
+    words = memoryview(head).cast("Q")
+    if words[W_MAGIC] == 0:
+        return False
+    return words[W_MAGIC] != MAGIC or words[W_STATE] == STATE_READY
+
+
+def _initialise(name: str, full: str, fd: int, parameters: Parameters) -> None:
+    """Write a new store into the segment, READY last. Whatever an unfinished creator left is cleared away first."""
+    _wipe(fd)
+    uuid = uuids.uuid4()
+    layout = parameters.layout()
+    try:
+        os.ftruncate(fd, 0)
+        segment.set_size(fd, layout.index_bytes)
+        segment.back(fd, full, 0, _FIXED_BYTES)
+        segment.back(fd, full, layout.buckets_at * WORD, PAGE)
+        segment.back(fd, full, layout.nodes_at * WORD, NODE_STEP * NODE_WORDS * WORD)
+        index = segment.Segment(full, os.dup(fd), layout.index_bytes)
+        w = memoryview(index.mm).cast("Q")
+        try:
+            _write_identity(w, uuid, layout, parameters)
+            _write_params(index, w, parameters)
+            _write_root(w, layout)
+            if parameters.backend != BACKEND_OFD:
+                membarrier()
+                for k in range(MUTEXES):
+                    create_semaphore(names.mutex(uuid, k, 0), 1)
+                provide_spares(uuid)
+            w[W_STATE] = STATE_READY
+        finally:
+            w.release()
+            index.close()
+    except BaseException:
+        _unlink_belongings(uuid)
+        segment.unlink(full)
+        os.close(fd)
+        raise
+
+
+def _wipe(fd: int) -> None:
+    """Unlink what an unfinished creator made; its uuid is in the head if it came that far."""
+    head = os.pread(fd, W_IDENTITY_END * WORD, 0)
+    if len(head) == W_IDENTITY_END * WORD:
+        words = memoryview(head).cast("Q")
+        if words[W_UUID_HIGH]:
+            _unlink_belongings(uuids.UUID(int=words[W_UUID_HIGH] << 64 | words[W_UUID_LOW]))
+
+
+def _write_identity(w: Words, uuid: uuids.UUID, layout: Layout, parameters: Parameters) -> None:
+    w[W_UUID_HIGH] = uuid.int >> 64
+    w[W_UUID_LOW] = uuid.int & (1 << 64) - 1
+    w[W_MAGIC] = MAGIC
+    w[W_VERSION] = VERSION
+    w[W_FINGERPRINT] = FINGERPRINT
+    w[W_BYTE_ORDER] = BYTE_ORDER
+    w[W_OWNER] = os.geteuid()
+    w[W_CREATED] = time.time_ns()
+    w[W_INDEX_BYTES] = layout.index_bytes
+    w[W_QUOTA] = parameters.quota_bytes
+    w[W_NODES_MAX] = parameters.nodes_max
+    w[W_NODES_CAP] = layout.nodes_cap
+    w[W_PAGES_CAP] = layout.pages_cap
+    w[W_SLOTS] = layout.slots
+    w[W_FILE_CHARGE] = parameters.file_charge
+    w[W_BACKEND] = parameters.backend
+
+
+def _write_params(index: segment.Segment, w: Words, parameters: Parameters) -> None:
+    packed = msgpack.packb(parameters.as_map())
+    assert len(packed) <= PARAMS_BYTES_MAX
+    index.mm[PARAMS_OFFSET : PARAMS_OFFSET + len(packed)] = packed
+    w[W_PARAMS_BYTES] = len(packed)
+    w[W_PARAMS_CRC] = zlib.crc32(packed)
+
+
+def _write_root(w: Words, layout: Layout) -> None:
+    at, now = layout.node_at(ROOT), time.time_ns()
+    w[at + N_GENERATION] = 1
+    w[at + N_CREATED] = now
+    w[at + N_MODIFIED] = now
+    w[at + N_PARENT] = ROOT
+    w[at + N_NAME] = KIND_DIR << KIND_SHIFT
+    w[NODE_BREAK] = ROOT + 1
+    w[NODE_BACKED] = NODE_STEP
+    w[BUCKETS] = 1
+    w[BUCKETS_BACKED] = PAGE_WORDS
+    w[DIRS] = 1
+
+
+# ---- attaching
+
+
+def attach(name: str, uuid: uuids.UUID | None = None) -> Attachment:
+    """Attach a store; the same object for every call in a process. FileNotFoundError if there is none.
+
+    *uuid*: it must be this very store: MFSStoreGoneError otherwise.
+    """
+    full = names.index_name(name)
+    deadline = time.monotonic() + WAIT_FOR_CREATOR_S
+    while True:
+        try:
+            fd = segment.open_fd(full)
+        except FileNotFoundError:
+            if uuid is not None:
+                raise MFSStoreGoneError(f"The store {name!r} was destroyed.") from None
+            raise FileNotFoundError(f"No such store: {name!r}") from None
+        try:
+            found = read_identity(fd, name)
+        except MFSUnfinishedStoreError:
+            locked = not _byte_is_free(full, LB_INIT)
+            os.close(fd)
+            if not locked or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.002)
+            continue
+        except BaseException:
+            os.close(fd)
+            raise
+        if uuid is not None and found != uuid:
+            os.close(fd)
+            raise MFSStoreGoneError(f"The store {name!r} was destroyed; the one that has its name now is another one.")
+        return _open(name, fd)
+
+
+def _byte_is_free(full: str, byte: int) -> bool:
+    try:
+        locks = ByteLocks(full)
+    except FileNotFoundError:
+        return True
+    try:
+        return locks.is_free(byte)
+    finally:
+        locks.close()
+
+
+def _open(name: str, fd: int) -> Attachment:
+    """Attach the store in an open segment that was found in order; takes over the descriptor."""
+    stat = os.fstat(fd)
+    key = (stat.st_dev, stat.st_ino)
+    with _attaching:
+        store = _attached.get(key)
+        if store is not None and not store.forked and store.state == STATE_READY:
+            os.close(fd)
+            store.users += 1
+            return store
+        index = segment.Segment(names.index_name(name), fd, stat.st_size)
+        store = Attachment(name, index)
+        try:
+            store.join()
+            if store.private:
+                store.hold_life()
+        except BaseException:
+            store._close()
+            raise
+        store.users = 1
+        _attached[key] = store
+        return store
+
+
+def release(store: Attachment) -> None:
+    """One user less. The last one leaves the store; but while views of it live, it is left at the end of the process,
+    for what they look at is pinned by our slot. A private store that nobody else has may go under its views."""
+    with _attaching:
+        store.users -= 1
+        if store.users <= 0 and not store.is_left:
+            if store.views and store.state == STATE_READY and not _is_ours_alone(store):
+                return
+            store.leave()
+
+
+def _is_ours_alone(store: Attachment) -> bool:
+    """Whether this is a private store that no other process has; it is not ours any more then."""
+    if not store.private or store._life < 0:
+        return False
+    with contextlib.suppress(OSError):
+        os.close(store._life)
+    store._life = -1
+    if store.locks.try_lock(LB_LIFE):
+        destroy_segments(store.name, store.uuid, store.w)
+        return True
+    store.hold_life()
+    return False
+
+
+def leave_all() -> None:
+    """The process ends: leave what it still has, and private stores that it only inherited by fork."""
+    with _attaching:
+        for store in list(_attached.values()):
+            with contextlib.suppress(Exception):
+                store.leave()
+        while _inherited:
+            name, life = _inherited.pop()
+            with contextlib.suppress(OSError):
+                os.close(life)
+            _destroy_if_unused(name)
+
+
+def _destroy_if_unused(name: str) -> None:
+    """Destroy a private store that no process has any more."""
+    with contextlib.suppress(OSError, ValueError):
+        locks = ByteLocks(names.index_name(name))
+        try:
+            if locks.try_lock(LB_INIT) and locks.try_lock(LB_LIFE):
+                destroy(name)
+        finally:
+            locks.close()
+
+
+def read_identity(fd: int, name: str, *, any_owner: bool = False) -> uuids.UUID:
+    """Check that a segment is a store of ours that can be attached, and return its uuid.
+
+    MFSNotOwnerError, MFSLayoutError, MFSVersionError, MFSUnfinishedStoreError, MFSCorruptStoreError, MFSStoreGoneError.
+    """
+    stat = os.fstat(fd)
+    if stat.st_uid != os.geteuid() and not any_owner:
+        raise MFSNotOwnerError(f"The store {name!r} belongs to uid {stat.st_uid}; only that user may attach it.")
+    head = os.pread(fd, W_IDENTITY_END * WORD, 0)
+    words = memoryview(head.ljust(W_IDENTITY_END * WORD, b"\0")).cast("Q")
+    if words[W_MAGIC] == 0:
+        raise MFSUnfinishedStoreError(f"The store {name!r} is unfinished: its creator is still at work or died.")
+    if words[W_MAGIC] != MAGIC:
+        raise MFSLayoutError(f"The segment of store {name!r} is not a store of this package.")
+    if words[W_BYTE_ORDER] != BYTE_ORDER and words[W_BYTE_ORDER]:
+        raise MFSLayoutError(f"The store {name!r} was written with another byte order.")
+    if words[W_VERSION] != VERSION and words[W_VERSION]:
+        raise MFSVersionError(name, words[W_VERSION], VERSION)
+    if words[W_STATE] == STATE_DESTROYED:
+        raise FileNotFoundError(f"No such store: {name!r}")
+    if words[W_STATE] == 0:
+        raise MFSUnfinishedStoreError(f"The store {name!r} is unfinished: its creator is still at work or died.")
+    if words[W_FINGERPRINT] != FINGERPRINT:
+        raise MFSLayoutError(
+            f"The store {name!r} has layout fingerprint {words[W_FINGERPRINT]:#x}, this build has {FINGERPRINT:#x}."
+        )
+    _check_sizes(fd, name, words, stat.st_size)
+    return uuids.UUID(int=words[W_UUID_HIGH] << 64 | words[W_UUID_LOW])
+
+
+def _check_sizes(fd: int, name: str, words: Words, size_bytes: int) -> None:
+    """The sizes in the head agree with each other, with the segment, and with the parameters."""
+    where = names.index_name(name).lstrip("/")
+
+    def expect(word: int, what: str, good: bool) -> None:
+        if not good:
+            raise MFSCorruptStoreError(where, word * WORD, what, words[word])
+
+    expect(W_STATE, "READY", words[W_STATE] == STATE_READY)
+    expect(W_SLOTS, f"1 to {SLOTS_MAX} participants", 1 <= words[W_SLOTS] <= SLOTS_MAX)
+    expect(W_NODES_CAP, "a plausible number of nodes", NODE_STEP <= words[W_NODES_CAP] < 1 << 32)
+    expect(W_PAGES_CAP, "a plausible number of pages", 0 < words[W_PAGES_CAP] <= 1 << 30)
+    expect(W_BACKEND, "a backend", words[W_BACKEND] in (0, 1))
+    expect(W_PARAMS_BYTES, "the length of the parameters", words[W_PARAMS_BYTES] <= PARAMS_BYTES_MAX)
+    layout = Layout(words[W_SLOTS], words[W_NODES_CAP], words[W_PAGES_CAP])
+    expect(W_INDEX_BYTES, f"{layout.index_bytes} bytes of index", words[W_INDEX_BYTES] == layout.index_bytes)
+    if size_bytes != layout.index_bytes:
+        raise MFSCorruptStoreError(where, size_bytes, f"a segment of {layout.index_bytes} bytes", f"{size_bytes} bytes")
+    packed = os.pread(fd, words[W_PARAMS_BYTES], PARAMS_OFFSET)
+    expect(W_PARAMS_CRC, "the checksum of the parameters", zlib.crc32(packed) == words[W_PARAMS_CRC])
+    try:
+        parameters = msgpack.unpackb(packed)
+        agreed = parameters["max_quota"] == words[W_QUOTA] and (parameters["max_nodes"] or 0) == words[W_NODES_MAX]
+    except Exception:
+        agreed = False
+    expect(W_QUOTA, "sizes that agree with the parameters", agreed)
+    _check_memory(fd, where, layout)
+
+
+def _check_memory(fd: int, where: str, layout: Layout) -> None:
+    """What the words say has memory behind it really has, so that reading it can't end in SIGBUS."""
+
+    def word(at: int) -> int:
+        return int.from_bytes(os.pread(fd, WORD, at * WORD), "little")
+
+    slots, nodes, buckets = word(SLOTS_BACKED), word(NODE_BACKED), word(BUCKETS_BACKED)
+    for at, count, cap in (
+        (SLOTS_BACKED, slots, layout.slots),
+        (NODE_BACKED, nodes, layout.nodes_cap + NODE_STEP),
+        (BUCKETS_BACKED, buckets, layout.nodes_cap + PAGE_WORDS),
+    ):
+        if count > cap:
+            raise MFSCorruptStoreError(where, at * WORD, f"at most {cap}", count)
+    least = _FIXED_BYTES + slots * 2 * PAGE + nodes * NODE_WORDS * WORD + buckets * WORD
+    if segment.backed_bytes(fd) < least:
+        raise MFSCorruptStoreError(where, 0, f"{least} bytes of memory", f"{segment.backed_bytes(fd)} bytes")
+
+
+# ---- destroying
+
+
+def destroy(name: str) -> None:
+    """Unlink everything of a store, whatever its condition. FileNotFoundError if there is none."""
+    full = names.index_name(name)
+    try:
+        fd = segment.open_fd(full)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No such store: {name!r}") from None
+    try:
+        stat = os.fstat(fd)
+        if stat.st_uid != os.geteuid():
+            raise MFSNotOwnerError(f"The store {name!r} belongs to uid {stat.st_uid}; only that user may destroy it.")
+        head = os.pread(fd, W_IDENTITY_END * WORD, 0)
+        if len(head) < W_IDENTITY_END * WORD:
+            segment.unlink(full)
+            return
+        words = memoryview(head).cast("Q")
+        uuid = uuids.UUID(int=words[W_UUID_HIGH] << 64 | words[W_UUID_LOW])
+        if words[W_MAGIC] == MAGIC:
+            os.pwrite(fd, STATE_DESTROYED.to_bytes(WORD, "little"), W_STATE * WORD)
+        segment.unlink(full)
+        if words[W_MAGIC] in (MAGIC, 0) and uuid.int:
+            _unlink_belongings(uuid)
+    finally:
+        os.close(fd)
+
+
+def destroy_segments(name: str, uuid: uuids.UUID, w: Words) -> None:
+    w[W_STATE] = STATE_DESTROYED
+    segment.unlink(names.index_name(name))
+    _unlink_belongings(uuid)
+
+
+def _unlink_belongings(uuid: uuids.UUID) -> None:
+    import posix_ipc
+
+    segments, semaphores = names.belongings(uuid)
+    for name in segments:
+        segment.unlink(name)
+    for name in semaphores:
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            posix_ipc.unlink_semaphore(name)
+
+
+def prune_private() -> None:
+    """Destroy this user's private stores that no process uses any more."""
+    for _, name in names.stores(os.geteuid()):
+        if name.startswith("@"):
+            _destroy_if_unused(name)
+
+
+# ---- fork
+
+
+def after_fork_in_child() -> None:
+    """Nothing of the parent's part is the child's: not its slot, not its locks, not its open sections."""
+    global _attaching
+    _attaching = threading.RLock()
+    for store in list(_attached.values()):
+        store.forked = True
+        store.locks.close()
+        if store._life >= 0:  # the description is our parent's and ours: it counts us as users of the private store
+            _inherited.append((store.name, store._life))
+        with contextlib.suppress(BufferError):
+            store.words.release()
+    _attached.clear()
+
+
+os.register_at_fork(after_in_child=after_fork_in_child)

@@ -1,0 +1,467 @@
+"""The crash-safe mutex: one word of generation, one claim word a participant, one named semaphore a generation.
+
+A POSIX semaphore does not know who took it, and between the kernel giving it and Python storing who has it no observer
+can say whether it was given. So a semaphore is never repaired: it is revoked. Each generation has a semaphore of its
+own, fresh, with one token; a claim counts only if the generation is still the same after the claim was stored.
+
+Guarantees: at most one thread of all participants is between `acquire` and `release`; the death of any participant at
+any instruction is survived; the journal of the mutex is empty whenever somebody has just acquired it. Not promised: any
+order among those who wait (sections are short), and progress while a living process is stopped inside.
+
+Words, and who stores them:
+
+    generation   even: stable, odd: being revoked. Only under R (see `Recovery`).
+    claim        one a participant: NO_CLAIM or a generation. Only by that participant; by the recoverer once it is dead.
+
+The steps of `acquire` (the numbers appear in the code):
+
+    a0  at most one thread of a process: the gate
+    a1  g = generation; odd: recover
+    a2  take the token of S(g); not to be had twice in a row: recover
+    a3  claim = g
+    a4  a full fence
+    a5  generation == g: the mutex is ours
+    a6  otherwise, under R: generation in {g, g+1}: put back to g, ours; else claim = NO_CLAIM and again from a1.
+        The token is not given back: it died with its generation.
+
+and of `release`: r1 claim = NO_CLAIM; r2 give the token back, at most once; r3 open the gate. To lose a token is safe
+(the generation is revoked after two slices), to double one is not.
+
+Asynchronous exceptions (KeyboardInterrupt, signal handlers that raise) can come at any call inside. Callers therefore write
+
+    thread = threads.enter()
+    try:
+        mutex.acquire(thread)
+        ...                        # loads and stores of words; nothing slow, nothing of the user's
+        mutex.release(thread)
+    except BaseException:
+        mutex.abandon(thread)      # whatever was done so far: roll back, give back
+        raise
+
+The gate is a dict with `setdefault`, which takes it and says who has it in one uninterruptible step; a `threading.Lock`
+whose acquire was interrupted belongs to nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import posix_ipc
+
+from ..errors import MFSReentrantCallError, MFSStoreBusyError, MFSStoreGoneError
+from . import names
+from .journal import Words, roll_back
+from .layout import (
+    LB_MUTEX,
+    NO_CLAIM,
+    S_CLAIM,
+    STATE_READY,
+    W_STATE,
+    generation_at,
+    journal_at,
+)
+
+if TYPE_CHECKING:
+    import uuid as uuids
+
+    from .identity import ByteLocks, Participants
+    from .recovery import Recovery
+
+SLICE_S = 0.05
+GRACE_S = 1.0  # a mutex is waited for at least so long: less proves nothing but that its holder was not scheduled
+SPINS = 20
+LOOKS_UNFAIR = 6  # about a millisecond. The semaphore drops the GIL behind the gate, so who just looks may always find it shut
+ABANDON_TRIES = 100
+PATIENCE_S_MAX = 0.8
+
+_STORE = os.path.dirname(__file__) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_fence = threading.Lock()
+_serials = itertools.count(1)
+
+
+class Thread:
+    """What we know of a thread: a number that is never used again in this process, and whether it is in a section.
+
+    ``word`` is the serial and the kernel's thread id in one word, for lock records.
+    """
+
+    __slots__ = ("ident", "inside", "word")
+
+    def __init__(self) -> None:
+        self.ident = threading.get_ident()
+        self.word = (next(_serials) & 0xFFFFFFFF) << 32 | threading.get_native_id()
+        self.inside = False
+
+
+class Threads(threading.local):
+    """The calling thread's `Thread`."""
+
+    def __init__(self) -> None:
+        self.thread = Thread()
+
+    def enter(self) -> Thread:
+        """The calling thread, which is about to enter a section; MFSReentrantCallError if it is in one already.
+
+        This comes before the `try` of the section: what it raises must not make anybody abandon the section that was
+        interrupted.
+        """
+        thread = self.thread
+        if thread.inside:
+            if in_section(thread):
+                raise MFSReentrantCallError(
+                    "A signal handler or finaliser used the filesystem inside one of its critical sections."
+                )
+            thread.inside = False  # left behind by two exceptions in a row; the gate is mended when it is found shut
+        return thread
+
+
+class Mutex:
+    """One mutex of the store, as one process uses it."""
+
+    __slots__ = (
+        "_claim_at",
+        "_gate",
+        "_generation",
+        "_generation_at",
+        "_semaphore",
+        "_waiting",
+        "journal",
+        "number",
+        "participants",
+        "recovery",
+        "uuid",
+        "w",
+    )
+
+    def __init__(self, number: int, w: Words, uuid: uuids.UUID, participants: Participants, recovery: Recovery) -> None:
+        self.number = number
+        self.w = w
+        self.uuid = uuid
+        self.participants = participants
+        self.recovery = recovery
+        self.journal = journal_at(number)
+        self._generation_at = generation_at(number)
+        self._claim_at = 0
+        self._gate: dict[int, Thread] = {}
+        self._waiting: deque[Thread] = deque()  # threads that the gate was shut to for too long: nobody overtakes them
+        self._generation = -1
+        self._semaphore: posix_ipc.Semaphore = None
+
+    def settle(self, slot: int) -> None:
+        """From now on the claims are those of this slot."""
+        self._claim_at = self.participants.layout.slot_at(slot) + S_CLAIM + self.number
+
+    # ---- the four calls of a section
+
+    def acquire(self, thread: Thread, timeout: float | None = None) -> None:
+        """Enter. MFSStoreBusyError after *timeout* seconds (GRACE_S at least), MFSStoreGoneError."""
+        thread.inside = True
+        self.acquire_inner(thread, timeout)
+
+    def acquire_inner(self, thread: Thread, timeout: float | None = None) -> None:
+        """Enter while the thread is inside a mutex with a lower number."""
+        if self._waiting or self._gate.setdefault(0, thread) is not thread:  # a0
+            self._wait_for_gate(thread, timeout)
+        w = self.w
+        g = w[self._generation_at]  # a1
+        if g == self._generation:
+            try:
+                self._semaphore.acquire(0)  # a2
+            except (posix_ipc.BusyError, posix_ipc.SignalError):
+                g = self._take(timeout)
+        else:
+            g = self._take(timeout)
+        w[self._claim_at] = g  # a3
+        with _fence:  # a4
+            pass
+        if w[self._generation_at] != g:  # a5
+            self._validate(timeout)
+        if w[W_STATE] != STATE_READY:
+            raise MFSStoreGoneError("The store was destroyed.")
+
+    def release(self, thread: Thread) -> None:
+        """Leave, having committed."""
+        self.w[self._claim_at] = NO_CLAIM  # r1
+        self._semaphore.release()  # r2
+        del self._gate[0]  # r3
+        thread.inside = False  # last: a signal handler that runs after r2 must not find the gate ours and enter
+
+    def release_inner(self) -> None:
+        """Leave the inner one of two mutexes."""
+        self.w[self._claim_at] = NO_CLAIM
+        self._semaphore.release()
+        del self._gate[0]
+
+    def abandon(self, thread: Thread) -> None:
+        """Leave after an exception, wherever it came: roll back what is open, give back what is ours. Idempotent.
+
+        It must come to its end: a claim that it left standing nobody else may clear. So a further asynchronous exception
+        makes it start again, and is raised afterwards.
+        """
+        interruption: BaseException | None = None
+        for _ in range(ABANDON_TRIES):
+            try:
+                self._abandon(thread)
+                break
+            except BaseException as error:
+                interruption = error
+        if interruption is not None:
+            raise interruption
+
+    # ---- slow paths
+
+    def _abandon(self, thread: Thread) -> None:
+        if self._gate.get(0) is thread:
+            with contextlib.suppress(Exception):
+                self.recovery.let_go()
+            claim = self.w[self._claim_at]
+            if claim == NO_CLAIM:
+                # The token may be lost, in our hands, or given back: revoking the generation is right in each case.
+                with contextlib.suppress(Exception):
+                    self.recovery.recover(self.number, time.monotonic() + 1)
+            else:
+                self._give_back(claim)
+            self._gate.pop(0, None)
+        thread.inside = False
+
+    def _give_back(self, claim: int) -> None:
+        """Our claim stands: roll back and unclaim if it is valid, only unclaim if its generation is gone."""
+        with _fence:
+            pass
+        if self.w[self._generation_at] == claim or self.recovery.keep_claim(self.number, claim):
+            roll_back(self.w, self.journal)
+            self.w[self._claim_at] = NO_CLAIM
+            if self._semaphore is not None and self._generation == claim:
+                self._semaphore.release()
+        else:
+            self.w[self._claim_at] = NO_CLAIM
+
+    def _wait_for_gate(self, thread: Thread, timeout: float | None) -> None:
+        """Another thread of this process is inside, or left the gate shut when two exceptions hit it (its thread is
+        gone, or is not in a section): then its section is rolled back here."""
+        deadline, waiting = _deadline(timeout), self._waiting
+        pause, looks, announced = 0.00002, 0, False
+        try:
+            while not (self._is_next(thread) and self._gate.setdefault(0, thread) is thread):
+                time.sleep(pause)
+                pause, looks = min(2 * pause, 0.001), looks + 1
+                if looks == LOOKS_UNFAIR:
+                    announced = True
+                    waiting.append(thread)
+                elif looks % 32 == 0:
+                    self._mend_gate(thread)
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise MFSStoreBusyError(f"Another thread of this process holds mutex {self.number} of the store.")
+        finally:
+            if announced:
+                with contextlib.suppress(ValueError):
+                    waiting.remove(thread)
+
+    def _is_next(self, thread: Thread) -> bool:
+        try:
+            return self._waiting[0] is thread
+        except IndexError:
+            return True
+
+    def _mend_gate(self, thread: Thread) -> None:
+        """Open a gate whose thread is not in a section any more, and forget a waiter that is gone."""
+        other = self._gate.get(0)
+        if other is not None and not in_section(other):
+            self._abandon_for(other)
+        with contextlib.suppress(IndexError, ValueError):
+            first = self._waiting[0]
+            if first is not thread and not in_section(first):
+                self._waiting.remove(first)
+
+    def _abandon_for(self, other: Thread) -> None:
+        with self.recovery.local:
+            if self._gate.get(0) is other and not in_section(other):
+                self._abandon(other)
+
+    def _take(self, timeout: float | None) -> int:
+        """a1 and a2 the slow way; the generation whose token was taken."""
+        deadline = _deadline(timeout)
+        busy, patience = 0, SLICE_S
+        if self.w[self._claim_at] != NO_CLAIM:  # left behind by this process when two exceptions in a row hit a section
+            self._give_back(self.w[self._claim_at])
+        while True:
+            if self.w[W_STATE] != STATE_READY:
+                raise MFSStoreGoneError("The store was destroyed.")
+            g = self.w[self._generation_at]
+            if g & 1:
+                self.recovery.recover(self.number, deadline)
+                continue
+            if g != self._generation and not self._open(g):
+                time.sleep(0.0005)  # revoked this very moment, or its semaphore was taken away by force
+                busy += 1
+            elif self._try(patience, deadline):
+                return g
+            else:
+                busy += 1
+            if busy >= 2:
+                busy = 0
+                if not self.recovery.recover(self.number, deadline):
+                    patience = min(2 * patience, PATIENCE_S_MAX)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise MFSStoreBusyError(self._who())
+
+    def _try(self, patience: float, deadline: float | None) -> bool:
+        """Take the token within a slice: first without sleeping, most sections are over by then."""
+        acquire = self._semaphore.acquire
+        for _ in range(SPINS):
+            try:
+                acquire(0)
+                return True
+            except (posix_ipc.BusyError, posix_ipc.SignalError):
+                continue
+        end = time.monotonic() + SLICE_S if deadline is None else min(time.monotonic() + SLICE_S, deadline)
+        while (rest := end - time.monotonic()) > 0:
+            try:
+                acquire(rest)
+                return True
+            except posix_ipc.SignalError:
+                continue
+            except posix_ipc.BusyError:
+                return False
+        return False
+
+    def _open(self, generation: int) -> bool:
+        try:
+            semaphore = posix_ipc.Semaphore(names.mutex(self.uuid, self.number, generation))
+        except posix_ipc.ExistentialError:
+            return False
+        old, self._semaphore = self._semaphore, semaphore
+        self._generation = generation
+        if old is not None:
+            old.close()
+        return True
+
+    def _validate(self, timeout: float | None) -> None:
+        """a6, until we hold the mutex."""
+        while not self.recovery.keep_claim(self.number, self.w[self._claim_at]):
+            self.w[self._claim_at] = NO_CLAIM
+            self.w[self._claim_at] = g = self._take(timeout)
+            with _fence:
+                pass
+            if self.w[self._generation_at] == g:
+                return
+
+    def holder(self) -> int | None:
+        """Slot of the participant whose claim is the present generation; a hint when read without R."""
+        generation = self.w[self._generation_at] & ~1
+        layout = self.participants.layout
+        for slot in range(layout.slots):
+            if not self.participants.has_memory(slot):
+                break
+            if self.w[layout.slot_at(slot) + S_CLAIM + self.number] == generation:
+                return slot
+        return None
+
+    def _who(self) -> str:
+        slot = self.holder()
+        who = "a process that is stopped" if slot is None else self.participants.describe(slot)
+        return f"Mutex {self.number} of the store is held by {who}, which does not go on: resume it or end it."
+
+    def close(self) -> None:
+        if self._semaphore is not None:
+            self._semaphore.close()
+            self._semaphore, self._generation = None, -1
+
+
+class OfdMutex(Mutex):
+    """The slower backend: the mutex is one OFD byte lock and the gate.
+
+    The kernel gives the byte back when its holder dies, so there is nothing to revoke: whoever gets it rolls the journal
+    back. It serves as an oracle for the other backend, and where a weakly ordered processor has no membarrier.
+    """
+
+    __slots__ = ("outer",)
+
+    outer: Mutex | None
+
+    def acquire_inner(self, thread: Thread, timeout: float | None = None) -> None:
+        if self._waiting or self._gate.setdefault(0, thread) is not thread:
+            self._wait_for_gate(thread, timeout)
+        locks: ByteLocks = self.participants.locks
+        if not locks.try_lock(LB_MUTEX + self.number):
+            self._wait_for_byte(locks, timeout)
+        self.w[self._claim_at] = 0
+        if self.w[self.journal]:
+            roll_back(self.w, self.journal)
+        if self.w[W_STATE] != STATE_READY:
+            raise MFSStoreGoneError("The store was destroyed.")
+        if self.number and self.w[journal_at(0)] and self.outer is not None:
+            self._let_outer_settle(thread, timeout)
+
+    def _let_outer_settle(self, thread: Thread, timeout: float | None) -> None:
+        """A journal of m[0] is open while we got m[k]: its writer may have died holding both. See it rolled back first.
+
+        A living one does not wait for m[k] any more once its journal is open, and it does not hold it, since we do.
+        """
+        assert self.outer is not None
+        self.release_inner()
+        try:
+            self.outer.acquire_inner(thread, timeout)
+        finally:
+            self.outer._abandon(thread)
+            thread.inside = True
+        self.acquire_inner(thread, timeout)
+
+    def _wait_for_byte(self, locks: ByteLocks, timeout: float | None) -> None:
+        deadline = _deadline(timeout)
+        pause = 0.00005
+        while not locks.try_lock(LB_MUTEX + self.number):
+            if self.w[W_STATE] != STATE_READY:
+                raise MFSStoreGoneError("The store was destroyed.")
+            if deadline is not None and time.monotonic() >= deadline:
+                raise MFSStoreBusyError(self._who())
+            time.sleep(pause)
+            pause = min(2 * pause, 0.002)
+
+    def release(self, thread: Thread) -> None:
+        self.release_inner()
+        thread.inside = False
+
+    def release_inner(self) -> None:
+        self.w[self._claim_at] = NO_CLAIM
+        self.participants.locks.unlock(LB_MUTEX + self.number)
+        del self._gate[0]
+
+    def _abandon(self, thread: Thread) -> None:
+        if self._gate.get(0) is thread:
+            # Locking what is ours already succeeds; if another process has it, the exception came before we had it.
+            if self.participants.locks.try_lock(LB_MUTEX + self.number):
+                roll_back(self.w, self.journal)
+                self.w[self._claim_at] = NO_CLAIM
+                self.participants.locks.unlock(LB_MUTEX + self.number)
+            self._gate.pop(0, None)
+        thread.inside = False
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + max(timeout, GRACE_S)
+
+
+def in_section(thread: Thread) -> bool:
+    """Whether the thread, which says it is inside a section, really is.
+
+    A section is straight code of this folder, so a frame of this folder must be on its stack. On our own stack the frames
+    of the present call come first; below them is whatever a signal handler or finaliser interrupted.
+    """
+    frame = sys._current_frames().get(thread.ident)
+    if thread.ident == threading.get_ident():
+        while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+            frame = frame.f_back
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_STORE):
+            return True
+        frame = frame.f_back
+    return False

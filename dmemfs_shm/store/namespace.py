@@ -1,0 +1,979 @@
+"""What can be done to names: create, remove, rename, replace, directories, and the freeing of what lost its name.
+
+Each operation is one transaction of m[0] (with the mutexes of the files it concerns), or, where its size has no bound, a
+transaction that detaches or publishes, and small ones before or after it:
+
+    rmtree      one transaction puts the subtree on the trash list; then its nodes are freed a few at a time, by the caller,
+                or by anybody after the caller's death
+    copy_tree   the copy grows under a nameless directory that the slot's intent word leads to; one transaction gives it
+                its name. Death or failure puts it on the trash list.
+    put         content is written into free blocks, then attached with its name or swapped in
+
+A file that is to be renamed or removed must not be open anywhere. That is exact: its mutex is held when its lock word is
+looked at, and its generation changes, which every open compares. For a directory the namespace word goes odd first, then
+every node mutex is passed once (whoever has compared the old value has stored its record by then), then the records of all
+slots are looked at. A dead holder is reaped before anything is refused.
+
+`replace` does not wait for readers: the old file loses its name and lives on as an orphan until the last one closes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import MFSAbandonedFileError, MFSCorruptStoreError, MFSFileOpenError, MFSNoSpaceError, MFSViewError
+from .content import units_for
+from .layout import (
+    D_CHILD,
+    FILES,
+    HELD,
+    KIND_DIR,
+    KIND_FILE,
+    KIND_ORPHAN,
+    KIND_SHIFT,
+    LOCK_ABANDONED,
+    LOCK_BUSY,
+    LOCK_WRITER,
+    LOW32,
+    N_CAPACITY,
+    N_CONTENT,
+    N_CREATED,
+    N_GENERATION,
+    N_LOCK,
+    N_MODIFIED,
+    N_NAME,
+    N_NEXT,
+    N_PARENT,
+    N_PIN,
+    N_RUN,
+    N_RUNS,
+    N_SEQ,
+    N_SIBLINGS,
+    N_SIZE,
+    NAMESPACE,
+    NODE_WORDS,
+    ORPHANED,
+    ORPHANS,
+    PAGE,
+    PIN_WORDS,
+    PINNED,
+    PINS,
+    PINS_AT,
+    PN_COUNT,
+    REC_DIRTY,
+    REC_NODE_SHIFT,
+    REC_STATE,
+    REC_WRITER,
+    ROOT,
+    S_EPOCH,
+    S_INTENT,
+    S_PINS,
+    TRASH,
+    TREE_SEQ,
+    UNIT,
+    X_NEXT,
+)
+from .section import Section
+from .segment import Segment
+from .tree import Unsettled
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
+FREED_A_VISIT = 16
+LISTED_A_VISIT = 512
+COPIED_IN_SECTION_MOST = 64 << 10  # bytes: about 10 us of copying inside m[0]
+PATHS_CACHED_MOST = 16384
+
+Fill = Callable[[Segment, int], None]
+Found = tuple[int, int, int]
+
+
+class Entry(NamedTuple):
+    """One entry of a directory."""
+
+    name: bytes
+    kind: int
+    node: int
+    generation: int
+
+
+class Path:
+    """A path that was parsed: the parts as UTF-8, and the text the user gave, for messages."""
+
+    __slots__ = ("parts", "text")
+
+    def __init__(self, text: str, parts: list[bytes]) -> None:
+        self.text = text
+        self.parts = parts
+
+    @property
+    def parent(self) -> str:
+        return "/" + "/".join(part.decode("utf-8", "surrogatepass") for part in self.parts[:-1])
+
+
+class Busy(Exception):
+    """A file that must be closed is open: reap the dead and try again, then refuse."""
+
+    def __init__(self, node: int) -> None:
+        super().__init__(node)
+        self.node = node
+
+
+class Namespace:
+    """The names of a store, for one attached process."""
+
+    def __init__(self, store: Attachment) -> None:
+        self.store = store
+        self.w = store.w
+        self.tree = store.tree
+        self.content = store.content
+        self.nodes_at = store.layout.nodes_at
+        self.files: dict[str, Found] = {}
+        self.directories: dict[str, Found] = {}
+
+    def at(self, node: int) -> int:
+        return self.nodes_at + node * NODE_WORDS
+
+    # ---- looking up
+
+    def find(self, path: Path, timeout: float | None) -> Found:
+        """(node, generation, namespace) of a path, node 0 if there is none; without a lock if nothing moves."""
+        for _ in range(3):
+            try:
+                found = self.tree.look_up(path.parts)
+            except Unsettled:
+                continue
+            if found[0]:
+                self.remember(path.text, found)
+            return found
+
+        def step(section: Section) -> Found:
+            node = self.tree.walk(path.parts)
+            if node:
+                self.settle(section, node)
+            return node, self.w[self.at(node) + N_GENERATION] if node else 0, self.w[NAMESPACE]
+
+        return self.store.transact(step, timeout)
+
+    def settle(self, section: Section, node: int) -> None:
+        """Even a sequence that a dead process left odd."""
+        sequence = self.at(node) + N_SEQ
+        if self.w[sequence] & 1:
+            section.enter(node)
+            if self.w[sequence] & 1 and not self.w[self.at(node)] & LOCK_WRITER:
+                self.w[sequence] = self.w[sequence] + 1
+            section.leave_nodes()
+
+    def remember(self, text: str, found: Found) -> None:
+        cache = self.files if self.tree.kind(found[0]) == KIND_FILE else self.directories
+        if len(cache) >= PATHS_CACHED_MOST:
+            cache.clear()
+        cache[text] = found
+
+    def is_current(self, found: Found) -> bool:
+        """Whether a remembered path still leads to the same node."""
+        return self.w[self.at(found[0]) + N_GENERATION] == found[1] and self.w[NAMESPACE] == found[2]
+
+    def parent_of(self, path: Path) -> int:
+        """The directory that a new entry at the path would be in. REQUIRES m[0]. FileNotFoundError."""
+        parent = self.tree.walk(path.parts[:-1])
+        if not parent or self.tree.kind(parent) != KIND_DIR:
+            raise FileNotFoundError(f"Parent directory does not exist: '{path.parent}'")
+        return parent
+
+    def file_at(self, path: Path) -> int:
+        """The file at the path. REQUIRES m[0]. FileNotFoundError, IsADirectoryError."""
+        node = self.tree.walk(path.parts)
+        if not node:
+            raise FileNotFoundError(f"No such file: '{path.text}'")
+        if self.tree.kind(node) != KIND_FILE:
+            raise IsADirectoryError(f"Is a directory: '{path.text}'")
+        return node
+
+    # ---- trying again after the dead were reaped
+
+    def attempt(self, step: Callable[[Section], None], timeout: float | None) -> None:
+        """Do a step that needs files to be closed. MFSFileOpenError if one is open and its holder lives."""
+        try:
+            self.store.transact(step, timeout)
+        except Busy:
+            self.store.work_off()
+            self.store.reap_dead()
+            try:
+                self.store.transact(step, timeout)
+            except Busy as busy:
+                path = self.tree.path(busy.node)
+                raise MFSFileOpenError(path, self.store.holders(busy.node)) from None
+
+    def _must_be_closed(self, node: int) -> None:
+        """REQUIRES m[0] and the node's mutex."""
+        if self.w[self.at(node)] & LOCK_BUSY:
+            raise Busy(node)
+
+    def _freeze(self, section: Section, node: int) -> None:
+        """Nobody may open anything beneath this directory until the commit; Busy if somebody has something open."""
+        section.freeze_namespace()
+        w = self.w
+        for slot in range(self.store.layout.slots):
+            if not self.store.participants.has_memory(slot):
+                break
+            for record in self.store.rw.records(slot):
+                word = w[record]
+                if word & REC_STATE and self._is_beneath(word >> REC_NODE_SHIFT, node):
+                    raise Busy(word >> REC_NODE_SHIFT)
+
+    def _is_beneath(self, node: int, directory: int) -> bool:
+        if self.tree.kind(node) != KIND_FILE:
+            return False
+        for _ in range(2048):
+            if node == directory:
+                return True
+            if node in (0, ROOT):
+                return False
+            node = self.w[self.tree.check_node(node, self.at(node)) + N_PARENT]
+        return False
+
+    # ---- creating
+
+    def create(self, path: Path, record: int, timeout: float | None) -> Found:
+        """A new empty file, locked exclusively with this record; the file that stands there already, not locked."""
+
+        def step(section: Section) -> Found:
+            w = self.w
+            parent = self.parent_of(path)
+            node = self.tree.find(parent, path.parts[-1])
+            if node:
+                return node, 0, 0
+            self.tree.check_limit(section)
+            node = self.tree.make(section, KIND_FILE)
+            at = self.at(node)
+            w[at + N_LOCK] = LOCK_WRITER  # plainly: until the commit nobody has the generation to look at it
+            section.plan[record] = HELD | REC_WRITER | REC_DIRTY | node << REC_NODE_SHIFT
+            self.tree.link(section, node, KIND_FILE, parent, path.parts[-1], fresh=True)
+            return node, section.plan[at + N_GENERATION], w[NAMESPACE]
+
+        return self.store.transact(step, timeout)
+
+    def mkdir(self, path: Path, timeout: float | None, *, exist_ok: bool = False) -> None:
+        """A directory and all those above it that are missing."""
+
+        def step(section: Section) -> None:
+            node = self.tree.walk(path.parts)
+            if node:
+                if self.tree.kind(node) != KIND_DIR:
+                    raise FileExistsError(f"File exists at path: '{path.text}'")
+                if not exist_ok:
+                    raise FileExistsError(f"Directory exists: '{path.text}'")
+                return
+            self._make_directories(section, path.parts)
+
+        self.store.transact(step, timeout)
+
+    def _make_directories(self, section: Section, parts: list[bytes]) -> int:
+        """See that the directories stand; one transaction each, in the same visit."""
+        parent = ROOT
+        for part in parts:
+            node = self.tree.find(parent, part)
+            if node and self.tree.kind(node) != KIND_DIR:
+                raise FileExistsError(f"A file exists at path component: '{part.decode('utf-8', 'replace')}'")
+            if not node:
+                self.tree.check_limit(section)
+                node = self.tree.make(section, KIND_DIR)
+                self.tree.link(section, node, KIND_DIR, parent, part, fresh=True)
+                section.commit()
+            parent = node
+        return parent
+
+    # ---- content with a name, at once
+
+    def put(self, path: Path, size: int, fill: Fill, timeout: float | None, *, replace: bool, content: int = 1) -> None:
+        """A complete file of *size* bytes at the path: new, or (*replace*) instead of the one there.
+
+        ``fill(segment, offset)`` stores the bytes; it must not raise for avoidable reasons and may be called twice.
+        FileExistsError unless *replace*; a file there that is open for writing is waited for.
+        """
+        if size <= COPIED_IN_SECTION_MOST:
+            self._put_with(path, size, fill, None, timeout, replace=replace, content=content)
+            return
+        pin = self.content.lease_pin()
+        try:
+            self.stash(pin, size, fill, timeout)
+            self._put_with(path, size, None, pin, timeout, replace=replace, content=content)
+        finally:
+            self.give_back_pin(pin)
+
+    def stash(self, pin: int, size: int, fill: Fill, timeout: float | None, *, charged: bool = True) -> None:
+        """Blocks for *size* bytes, filled, held by the pin record."""
+        node = self.store.transact(lambda section: self.content.stash(section, pin, size, charged=charged), timeout)
+        run = self.w[self.at(node) + N_RUN]
+        if run:
+            fill(*self.store.arenas.locate(run))
+
+    def give_back_pin(self, pin: int) -> None:
+        """End what a pin record holds, if it still holds anything, and return the record."""
+        if self.w[pin]:
+            self.store.transact(lambda section: self.content.unpin(section, pin), self.store.patience)
+            self.drain_pinned()
+        self.content.return_pin(pin)
+
+    def _put_with(
+        self, path: Path, size: int, fill: Fill | None, pin: int | None, timeout: float | None, *, replace: bool, content: int
+    ) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            rest = None if deadline is None else max(0.0, deadline - time.monotonic())
+            busy = self.store.transact(
+                lambda section: self._put_step(section, path, size, fill, pin, replace=replace, content=content), rest
+            )
+            if not busy:
+                return
+            self._wait_for_writer(path, busy, rest)
+
+    def _put_step(
+        self, section: Section, path: Path, size: int, fill: Fill | None, pin: int | None, *, replace: bool, content: int
+    ) -> int:
+        """One try: 0 if it is done, else the node whose writer is to be waited for."""
+        parent = self.parent_of(path)
+        node = self.tree.find(parent, path.parts[-1])
+        if node:
+            if not replace:
+                raise FileExistsError(f"Destination already exists: '{path.text}'")
+            if self.tree.kind(node) != KIND_FILE:
+                raise IsADirectoryError(f"Is a directory: '{path.text}'")
+            section.enter(node)
+            lock = self.w[self.at(node)]
+            if lock & LOCK_WRITER:
+                section.leave_nodes()
+                return node
+            if not lock & LOCK_BUSY and self.content.few_runs(section.plan, self.at(node)):
+                self._swap_content(section, node, size, fill, pin)
+                return 0
+        new = self._new_file(section, size, fill, pin, content)
+        if node:
+            section.leave_nodes()
+            section.enter(node, new)
+            if self.w[self.at(node)] & LOCK_WRITER:
+                section.forget()
+                section.leave_nodes()
+                return node
+            self._succeed(section, node, new)
+        self.tree.link(section, new, KIND_FILE, parent, path.parts[-1], fresh=True)
+        return 0
+
+    def _new_file(self, section: Section, size: int, fill: Fill | None, pin: int | None, content: int) -> int:
+        """A complete file without a name yet."""
+        self.tree.check_limit(section)
+        new = self.tree.make(section, KIND_FILE)
+        at = self.at(new)
+        self.w[at + N_SIZE] = size
+        self.w[at + N_CONTENT] = content if size else 0
+        self._attach(section, new, size, fill, pin)
+        return new
+
+    def _attach(self, section: Section, node: int, size: int, fill: Fill | None, pin: int | None) -> None:
+        """Give blocks with the content to a file that has none."""
+        plan, at = section.plan, self.at(node)
+        if pin is not None:
+            self.content.take_from_stash(section, pin, node)
+        elif size:
+            units = units_for(size)
+            self.content.charge(plan, at, units * UNIT)
+            plan[at + N_RUN] = run = self.content.blocks.allocate(plan, units)
+            assert fill is not None
+            fill(*self.store.arenas.locate(run))
+
+    def _swap_content(self, section: Section, node: int, size: int, fill: Fill | None, pin: int | None) -> None:
+        """New content for a closed file: the old blocks are freed, or stay with those who look at them."""
+        plan, at = section.plan, self.at(node)
+        if plan[at + N_PIN] & LOW32 or pin is not None:
+            self.content.release(section, node)
+            self._attach(section, node, size, fill, pin)
+        else:
+            self._replace_runs(section, node, self.content.runs(plan, at), size, fill)
+            self.content.charge(plan, at, units_for(size) * UNIT)
+        plan[at + N_SIZE] = size
+        plan[at + N_CONTENT] = plan[at + N_CONTENT] + 1
+        plan[at + N_MODIFIED] = time.time_ns()
+        plan[at] = plan[at] & ~LOCK_ABANDONED
+        section.sequence_odd(node)
+
+    def _replace_runs(self, section: Section, node: int, old: list[int], size: int, fill: Fill | None) -> None:
+        plan, at, blocks = section.plan, self.at(node), self.content.blocks
+        self.content.require(plan, units_for(size) * UNIT)
+        new = blocks.allocate(plan, units_for(size)) if size else 0
+        if new:
+            assert fill is not None
+            fill(*self.store.arenas.locate(new))
+        chain = plan[at + N_RUNS] & LOW32
+        while chain:
+            following = plan[self.at(chain) + X_NEXT]
+            self.tree.free_node(section, chain)
+            chain = following
+        for run in old:
+            blocks.free(plan, run)
+        plan[at + N_RUN] = new
+        plan[at + N_RUNS] = 0
+
+    def _succeed(self, section: Section, old: int, new: int) -> None:
+        """*new* takes the place of *old*, which loses its name; created_at stays, the generation goes up."""
+        plan = section.plan
+        for word in (N_CREATED, N_CONTENT):
+            section.set(new, word, plan[self.at(old) + word] + (word == N_CONTENT))
+        self.tree.unlink(section, old)
+        self._retire(section, old)
+
+    def _retire(self, section: Section, node: int) -> None:
+        """A nameless file is freed, or becomes an orphan if it has readers or too many runs for this transaction."""
+        plan, at = section.plan, self.at(node)
+        if not plan[at] & LOCK_BUSY and self.content.release(section, node):
+            self.tree.unmake(section, node, KIND_FILE)
+            return
+        rest = plan[at + N_NEXT] >> 32
+        if rest:
+            self.tree.free_node(section, rest)
+        plan[at + N_NEXT] = 0
+        plan[at + N_GENERATION] = plan[at + N_GENERATION] + 1
+        plan[at + N_NAME] = KIND_ORPHAN << KIND_SHIFT
+        plan[FILES] = plan[FILES] - 1
+        plan[ORPHANED] = plan[ORPHANED] + self.content.charged(plan[at + N_CAPACITY])
+        self.content.enter_ring(section, ORPHANS, node)
+
+    def _wait_for_writer(self, path: Path, node: int, timeout: float | None) -> None:
+        """Until the file's writer is gone (then whoever waits looks again). TimeoutError."""
+        found = self.find(path, timeout)
+        if found[0] == node:
+            record = self.store.rw.lease()
+            try:
+                self.store.rw.lock(node, found[1], found[2], record, 0, timeout)
+            finally:
+                self.store.rw.give_back(record)
+
+    # ---- removing
+
+    def remove(self, path: Path, timeout: float | None) -> None:
+        def step(section: Section) -> None:
+            node = self.file_at(path)
+            section.enter(node)
+            self._must_be_closed(node)
+            self.tree.unlink(section, node)
+            self._retire(section, node)
+
+        self.attempt(step, timeout)
+        self.files.pop(path.text, None)
+        if self.w[ORPHANS]:
+            self.drain_orphans()
+
+    def rmtree(self, path: Path, timeout: float | None) -> None:
+        def step(section: Section) -> None:
+            node = self.tree.walk(path.parts)
+            if not node:
+                raise FileNotFoundError(f"No such directory: '{path.text}'")
+            if self.tree.kind(node) != KIND_DIR:
+                raise NotADirectoryError(f"Not a directory: '{path.text}'")
+            self._freeze(section, node)
+            self.tree.unlink(section, node)
+            self._to_trash(section, node)
+
+        self.attempt(step, timeout)
+        self.drain_trash()
+
+    def _to_trash(self, section: Section, node: int) -> None:
+        """A nameless directory is freed piecemeal from now on. Its generation changes at once."""
+        plan, at = section.plan, self.at(node)
+        plan[at + N_GENERATION] = plan[at + N_GENERATION] + 2
+        plan.never_back(at + N_GENERATION, plan[at + N_GENERATION] + 2)
+        plan[at + N_PARENT] = 0
+        plan[at + N_SIBLINGS] = plan[TRASH]
+        plan[TRASH] = node
+
+    # ---- renaming
+
+    def rename(self, src: Path, dst: Path, timeout: float | None, *, make_parents: bool = False) -> None:
+        """Give a file or directory another name; *make_parents* creates what is missing above it."""
+
+        def step(section: Section) -> None:
+            node = self.tree.walk(src.parts)
+            if not node:
+                raise FileNotFoundError(f"No such file or directory: '{src.text}'")
+            if self.tree.walk(dst.parts):
+                raise FileExistsError(f"Destination already exists: '{dst.text}'")
+            directory = self.tree.kind(node) == KIND_DIR
+            if directory and dst.parts[: len(src.parts)] == src.parts:
+                raise ValueError(f"Cannot move a directory into itself: '{src.text}' to '{dst.text}'")
+            if directory:
+                self._freeze(section, node)
+            else:
+                section.enter(node)
+                self._must_be_closed(node)
+            parent = self._parent_for(section, dst, make_parents=make_parents)
+            if directory and not self.w[NAMESPACE] & 1:  # making the parents was a commit of its own
+                self._freeze(section, node)
+            self._rename_node(section, node, parent, dst.parts[-1])
+
+        self.attempt(step, timeout)
+        self.files.pop(src.text, None)
+
+    def _parent_for(self, section: Section, dst: Path, *, make_parents: bool) -> int:
+        parent = self.tree.walk(dst.parts[:-1])
+        if parent and self.tree.kind(parent) == KIND_DIR:
+            return parent
+        if not make_parents:
+            raise FileNotFoundError(f"Destination parent does not exist: '{dst.text}'")
+        return self._make_directories(section, dst.parts[:-1])
+
+    def _rename_node(self, section: Section, node: int, parent: int, name: bytes) -> None:
+        plan, at = section.plan, self.at(node)
+        kind = self.tree.kind(node)
+        section.sequence_odd(node)  # stored first and undone last: see `Tree.look_up`
+        self.tree.unlink(section, node)
+        rest = plan[at + N_NEXT] >> 32
+        if rest:
+            self.tree.free_node(section, rest)
+        self.tree.link(section, node, kind, parent, name)
+        generation = plan[at + N_GENERATION]
+        plan[at + N_GENERATION] = generation + 2
+        plan.never_back(at + N_GENERATION, generation + 4)
+
+    def replace(self, src: Path, dst: Path, timeout: float | None) -> None:
+        """The closed file src takes the place of dst, at once for everybody; readers of the old dst keep it."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        writer = [0]
+
+        def step(section: Section) -> None:
+            writer[0] = 0
+            node = self.file_at(src)
+            old = self.tree.walk(dst.parts)
+            if old == node:
+                return
+            if old and self.tree.kind(old) != KIND_FILE:
+                raise IsADirectoryError(f"Is a directory: '{dst.text}'")
+            section.enter(*([node, old] if old else [node]))
+            self._must_be_closed(node)
+            if old and self.w[self.at(old)] & LOCK_WRITER:
+                writer[0] = old
+                return
+            if old:
+                self._succeed(section, old, node)
+                parent = section.w[self.at(old) + N_PARENT]
+            else:
+                parent = self._parent_for(section, dst, make_parents=False)
+            self._rename_node(section, node, parent, dst.parts[-1])
+
+        while True:
+            rest = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self.attempt(step, rest)
+            if not writer[0]:
+                break
+            self._wait_for_writer(dst, writer[0], rest)
+        self.files.pop(src.text, None)
+        if self.w[ORPHANS]:
+            self.drain_orphans()
+
+    # ---- trees
+
+    def entries(self, path: Path, timeout: float | None) -> list[Entry]:
+        """The entries of a directory: all that were there throughout, each once. FileNotFoundError, NotADirectoryError."""
+        node, generation, _ = self.find(path, timeout)
+        if not node:
+            raise FileNotFoundError(f"No such directory: '{path.text}'")
+        if self.tree.kind(node) != KIND_DIR:
+            raise NotADirectoryError(f"Not a directory: '{path.text}'")
+        return self.entries_of(node, generation, timeout)
+
+    def entries_of(self, node: int, generation: int, timeout: float | None) -> list[Entry]:
+        """As `entries`, of a node; none if it is not that directory any more."""
+        some = self._entries_unlocked(node, generation)
+        return self._entries_by_visits(node, generation, timeout) if some is None else some
+
+    def is_directory(self, node: int, generation: int) -> bool:
+        """Whether a node is still that directory."""
+        return self.w[self.at(node) + N_GENERATION] == generation and self.tree.kind(node) == KIND_DIR
+
+    def _entry(self, node: int) -> Entry:
+        at = self.at(node)
+        return Entry(self.tree.name(at), self.tree.kind(node), node, self.w[at + N_GENERATION])
+
+    def _entries_unlocked(self, node: int, generation: int) -> list[Entry] | None:
+        """The entries, if no name changed meanwhile."""
+        w = self.w
+        for _ in range(2):
+            names = w[TREE_SEQ]
+            if names & 1:
+                continue
+            try:
+                same = w[self.at(node) + N_GENERATION] == generation
+                listed = [self._entry(child) for child in self.tree.children(node)] if same else []
+            except MFSCorruptStoreError:
+                if w[TREE_SEQ] == names:
+                    raise
+                continue
+            if w[TREE_SEQ] == names:
+                return listed
+        return None
+
+    def _entries_by_visits(self, node: int, generation: int, timeout: float | None) -> list[Entry]:
+        """A busy directory, some entries a visit. New ones come in front; a cursor that moved means from the start."""
+        w = self.w
+        seen: dict[bytes, Entry] = {}
+        last: list[Entry] = []
+
+        def visit(section: Section) -> bool:
+            if w[self.at(node) + N_GENERATION] != generation:
+                return True
+            child = w[self.at(node) + D_CHILD]
+            if last:
+                at = self.at(last[0].node)
+                if w[at + N_GENERATION] == last[0].generation and w[at + N_PARENT] == node:
+                    child = w[at + N_SIBLINGS] & LOW32
+            for _ in range(LISTED_A_VISIT):
+                if not child:
+                    return True
+                at = self.tree.check_node(child, self.at(node))
+                entry = self._entry(child)
+                seen[entry.name] = entry
+                last[:] = [entry]
+                child = w[at + N_SIBLINGS] & LOW32
+            return False
+
+        while not self.store.transact(visit, timeout):
+            pass
+        return list(seen.values())
+
+    def copy_tree(self, src: Path, dst: Path, timeout: float | None) -> None:
+        """A copy of a directory and everything below it, visible to others when it is complete."""
+        intent = self.store.layout.slot_at(self.store.slot) + S_INTENT
+        with self.store.intending:
+            try:
+                top = self.store.transact(lambda section: self._begin_copy(section, src, dst, intent), timeout)
+                source = self.find(src, timeout)
+                self._copy_children(source, top, timeout)
+                self.store.transact(lambda section: self._end_copy(section, dst, top, intent), timeout)
+            except BaseException:
+                self.store.transact(lambda section: self.abandon_intent(section, intent), self.store.patience)
+                self.drain_trash()
+                raise
+
+    def _begin_copy(self, section: Section, src: Path, dst: Path, intent: int) -> int:
+        node = self.tree.walk(src.parts)
+        if not node:
+            raise FileNotFoundError(f"No such file or directory: '{src.text}'")
+        if self.tree.kind(node) != KIND_DIR:
+            raise NotADirectoryError(f"Not a directory: '{src.text}'")
+        if self.tree.walk(dst.parts):
+            raise FileExistsError(f"Destination already exists: '{dst.text}'")
+        self._parent_for(section, dst, make_parents=False)
+        self.tree.check_limit(section)
+        top = self.tree.make(section, KIND_DIR)
+        section.w[self.at(top) + N_NAME] = KIND_DIR << KIND_SHIFT
+        section.plan[intent] = top
+        return top
+
+    def _end_copy(self, section: Section, dst: Path, top: int, intent: int) -> None:
+        if self.tree.walk(dst.parts):
+            raise FileExistsError(f"Destination already exists: '{dst.text}'")
+        parent = self._parent_for(section, dst, make_parents=False)
+        self.tree.link(section, top, KIND_DIR, parent, dst.parts[-1])
+        section.plan[intent] = 0
+
+    def abandon_intent(self, section: Section, intent: int) -> None:
+        """What was prepared under an intent word goes to the trash."""
+        top = section.plan[intent]
+        if top:
+            self.tree.check_node(top, intent)
+            self._to_trash(section, top)
+            section.plan[intent] = 0
+
+    def _copy_children(self, source: Found, target: int, timeout: float | None) -> None:
+        stack = [(source[0], source[1], target)]
+        while stack:
+            node, generation, target = stack.pop()
+            for entry in self.entries_of(node, generation, timeout):
+                if entry.kind == KIND_DIR:
+                    stack.append((entry.node, entry.generation, self._copy_directory(entry.name, target, timeout)))
+                elif entry.kind == KIND_FILE:
+                    self._copy_file(entry, target, timeout)
+
+    def _copy_directory(self, name: bytes, target: int, timeout: float | None) -> int:
+        def step(section: Section) -> int:
+            self.tree.check_limit(section)
+            new = self.tree.make(section, KIND_DIR)
+            self.tree.link(section, new, KIND_DIR, target, name, fresh=True)
+            return new
+
+        return self.store.transact(step, timeout)
+
+    def _copy_file(self, entry: Entry, target: int, timeout: float | None) -> None:
+        """Copy a file, unless it went meanwhile."""
+        found = entry.node, entry.generation, self.w[NAMESPACE]
+        self.reading(
+            found, self.tree.path(entry.node), timeout, lambda size, fill: self._put_in(target, entry.name, size, fill, timeout)
+        )
+
+    def _put_in(self, target: int, name: bytes, size: int, fill: Fill, timeout: float | None) -> None:
+        """A complete file in a directory that nobody else sees."""
+        pin = self.content.lease_pin() if size > COPIED_IN_SECTION_MOST else None
+        try:
+            if pin is not None:
+                self.stash(pin, size, fill, timeout)
+
+            def step(section: Section) -> None:
+                new = self._new_file(section, size, fill if pin is None else None, pin, 0)
+                self.tree.link(section, new, KIND_FILE, target, name, fresh=True)
+
+            self.store.transact(step, timeout)
+        finally:
+            if pin is not None:
+                self.give_back_pin(pin)
+
+    def copy(self, src: Path, dst: Path, timeout: float | None) -> None:
+        """A copy of one file; nothing is left behind if it fails."""
+
+        def check(section: Section) -> Found:
+            node = self.file_at(src)
+            if self.tree.walk(dst.parts):
+                raise FileExistsError(f"Destination already exists: '{dst.text}'")
+            self.parent_of(dst)
+            return node, self.w[self.at(node) + N_GENERATION], self.w[NAMESPACE]
+
+        def copied(size: int, fill: Fill) -> None:
+            self.put(dst, size, fill, timeout, replace=False)
+
+        while not self.reading(self.store.transact(check, timeout), src.text, timeout, copied):
+            pass
+
+    def reading(self, found: Found, text: str, timeout: float | None, use: Callable[[int, Fill], None]) -> bool:
+        """Hold a file shared and hand its size and a function that copies its bytes elsewhere to *use*.
+
+        False if the file is no longer the one that was found. MFSAbandonedFileError.
+        """
+        rw, node = self.store.rw, found[0]
+        record = rw.lease()
+        try:
+            if not rw.lock(*found, record, 0, timeout):
+                return False
+            at = self.at(node)
+            if self.w[at] & LOCK_ABANDONED:
+                raise MFSAbandonedFileError(text)
+            size = self.w[at + N_SIZE]
+            runs = self.content.runs(self.w, at)
+
+            def fill(target: Segment, offset: int) -> None:
+                self.store.arenas.copy_out(runs, size, target, offset)
+
+            use(size, fill)
+        finally:
+            rw.give_back(record)
+        return True
+
+    # ---- the end of a hold
+
+    def finish(self, record: int) -> None:
+        """Close what a record holds: a writer gives back the blocks that its file does not need; then the lock."""
+        w = self.w
+        word = w[record]
+        node = word >> REC_NODE_SHIFT
+        at = self.at(node)
+        if word & REC_WRITER and units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
+            self.fit(node)
+        self.store.rw.unlock(record)
+        if w[at + N_NAME] >> KIND_SHIFT == KIND_ORPHAN:
+            self.drain_orphans()
+
+    def fit(self, node: int) -> None:
+        """Give back the blocks beyond a file's size. REQUIRES its exclusive lock, and that it is not pinned or cut."""
+        at = self.at(node)
+
+        def step(section: Section) -> bool:
+            if section.plan[at + N_PIN] & LOW32:
+                return False  # the views' content is divorced as a whole when it is changed or removed
+            return self.content.shrink(section, at, self.w[at + N_SIZE])
+
+        while self.store.transact(step, self.store.patience):
+            pass
+
+    def grow(self, node: int, size: int, timeout: float | None) -> None:
+        """Blocks for *size* bytes. REQUIRES the exclusive lock."""
+        at = self.at(node)
+        self.store.transact(lambda section: self.content.grow(section, at, size), timeout)
+
+    def unshare(self, node: int, keep: int, timeout: float | None) -> None:
+        """Before a pinned file is changed: fresh blocks with its first *keep* bytes; the views keep the old ones."""
+        at = self.at(node)
+        if not keep:
+            self.store.transact(lambda section: self._divorce(section, node), timeout)
+            return
+        pin = self.content.lease_pin()
+        try:
+            runs = self.content.runs(self.w, at)
+            self.stash(pin, keep, lambda target, offset: self.store.arenas.copy_out(runs, keep, target, offset), timeout)
+
+            def swap(section: Section) -> None:
+                self.content.release_for_stash(section, node)
+                self.content.take_from_stash(section, pin, node)
+
+            self.store.transact(swap, timeout)
+        finally:
+            self.give_back_pin(pin)
+
+    def _divorce(self, section: Section, node: int) -> None:
+        if section.plan[self.at(node) + N_PIN] & LOW32:
+            self.content.divorce(section, node)
+
+    # ---- views
+
+    def pin(self, found: Found, text: str, timeout: float | None, *, allow_abandoned: bool) -> tuple[int, int, int] | None:
+        """Pin a file's content: (pin record, run, size), run 0 if it is empty; None if the file is another one by now.
+
+        The content stands in one run afterwards: a file that grew in pieces is moved, which takes its exclusive lock.
+        """
+        node, w, rw = found[0], self.w, self.store.rw
+        at = self.at(node)
+        pieces = w[at + N_RUNS] >> 32
+        record, pin = rw.lease(), self.content.lease_pin()
+        try:
+            if not rw.lock(*found, record, REC_WRITER if pieces else 0, timeout):
+                return None
+            if w[at] & LOCK_ABANDONED and not allow_abandoned:
+                raise MFSAbandonedFileError(text)
+            size = w[at + N_SIZE]
+            if not size:
+                return pin, 0, 0
+            if w[at + N_RUNS] >> 32:
+                if not pieces:
+                    return None  # it came in pieces since: once more, with the exclusive lock
+                self._move_into_one_run(node, size, timeout)
+            self.store.transact(lambda section: self.content.pin(section, node, pin), timeout)
+            held, pin = pin, -1
+            return held, w[at + N_RUN], size
+        finally:
+            if pin >= 0:
+                self.content.return_pin(pin)
+            rw.give_back(record)
+
+    def _move_into_one_run(self, node: int, size: int, timeout: float | None) -> None:
+        at = self.at(node)
+        pin = self.content.lease_pin()
+        try:
+            runs = self.content.runs(self.w, at)
+            capacity = self.w[at + N_CAPACITY]
+
+            def fill(target: Segment, offset: int) -> None:
+                self.store.arenas.copy_out(runs, size, target, offset)
+
+            try:
+                self.stash(pin, capacity, fill, timeout, charged=False)
+            except MFSNoSpaceError:
+                largest = self.store.sections.run(lambda section: self.content.blocks.largest_free_pages(section.plan), timeout)
+                raise MFSViewError(size, largest * PAGE) from None
+            self.store.transact(lambda section: self.content.exchange_runs(section, node, pin), timeout)
+        finally:
+            self.give_back_pin(pin)
+
+    # ---- freeing what has no name
+
+    def drain(self) -> None:
+        """Free everything that nobody can reach any more."""
+        if self.w[ORPHANS]:
+            self.drain_orphans()
+        if self.w[PINNED]:
+            self.drain_pinned()
+        if self.w[TRASH]:
+            self.drain_trash()
+
+    def drain_trash(self) -> None:
+        while self.store.transact(self._empty_trash, self.store.patience):
+            pass
+        if self.w[ORPHANS]:
+            self.drain_orphans()
+
+    def _empty_trash(self, section: Section) -> bool:
+        """Free some nodes of the trash; whether there are more. Nobody can open them: the namespace word has changed."""
+        for _ in range(FREED_A_VISIT):
+            top = self.w[TRASH]
+            if not top:
+                return False
+            node = top
+            while self.tree.kind(node) == KIND_DIR and (child := self.w[self.at(node) + D_CHILD]):
+                node = (self.tree.check_node(child, self.at(node)) - self.nodes_at) // NODE_WORDS
+            if node == top:
+                section.plan[TRASH] = self.w[self.at(top) + N_SIBLINGS] & LOW32
+                self.tree.unmake(section, top, KIND_DIR)
+            else:
+                kind = self.tree.kind(node)
+                self.tree.unlink(section, node)
+                if kind == KIND_DIR:
+                    self.tree.unmake(section, node, KIND_DIR)
+                else:
+                    self._retire(section, node)
+            section.commit()
+        return True
+
+    def drain_orphans(self) -> None:
+        """Free files without a name that have no readers any more."""
+        while self.store.transact(self._free_orphan_files, self.store.patience):
+            pass
+
+    def _free_orphan_files(self, section: Section) -> bool:
+        """Free some of them; whether it is worth while to come again."""
+        freed = 0
+        for node in self.content.ring(ORPHANS):
+            section.enter(node)
+            at = self.at(node)
+            if not self.w[at] & LOCK_BUSY:
+                freed += 1
+                before = self.content.charged(self.w[at + N_CAPACITY])
+                if self.content.release(section, node):
+                    section.plan[ORPHANED] = section.plan[ORPHANED] - before
+                    self.content.leave_ring(section, ORPHANS, node)
+                    section.plan[at + N_GENERATION] = section.plan[at + N_GENERATION] + 1 & ~1
+                    self.tree.free_node(section, node)
+                else:
+                    self.content.shrink(section, at, 0)
+                    after = self.content.charged(section.plan[at + N_CAPACITY])
+                    section.plan[ORPHANED] = section.plan[ORPHANED] - before + after
+                section.commit()
+            section.leave_nodes()
+            if freed == FREED_A_VISIT:
+                break
+        return freed > 0
+
+    def drain_pinned(self) -> None:
+        """Free orphaned content that nobody looks at any more and that one transaction could not free."""
+        while self.store.transact(self._free_unpinned, self.store.patience):
+            pass
+
+    def _free_unpinned(self, section: Section) -> bool:
+        for node in self.content.ring(PINNED):
+            if not self.w[self.at(node) + PN_COUNT]:
+                if self.content.few_runs(section.plan, self.at(node)):
+                    self.content.free_orphan(section, node)
+                else:
+                    self.content.shrink_orphan(section, node)
+                return True
+        return False
+
+    def reap(self, slot: int, epoch: int) -> None:
+        """Give back pins, stashes and intents of a participant that was found dead (or left in order)."""
+        at = self.store.layout.slot_at(slot)
+
+        def step(section: Section) -> bool:
+            if self.w[at + S_EPOCH] != epoch:
+                return False
+            self.abandon_intent(section, at + S_INTENT)
+            section.commit()
+            freed = 0
+            backed = min(self.w[at + S_PINS], PINS)
+            for pin in range(at + PINS_AT, at + PINS_AT + backed * PIN_WORDS, PIN_WORDS):
+                if self.w[pin]:
+                    self.content.unpin(section, pin)
+                    section.commit()
+                    freed += 1
+                    if freed == FREED_A_VISIT:
+                        return True
+            return False
+
+        while self.store.transact(step, self.store.patience):
+            pass

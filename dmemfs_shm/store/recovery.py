@@ -1,0 +1,242 @@
+"""What the living do for the dead: revoke the generation of a mutex. (Their lock records: `rwlock`; pins: `pins`.)
+
+Everything here may be interrupted by SIGKILL at any instruction and is then done again by somebody else.
+
+`recover` (mutex k; the q-steps of the protocol). R is a lock that the kernel frees with its holder: a byte of the index
+file, and a `threading.Lock` among the threads of this process.
+
+    q0  generation even and its semaphore has a token: nothing is wrong
+    q1  a living participant claims the generation: busy, not broken
+        the dead claimer of k > 0 also claims m[0]: recover m[0] first, for its journal may hold words of k's domain
+    q2  see that the semaphore of the next generation exists with exactly one token (no room: MFSNoSpaceError, nothing done)
+    q3  generation = g + 1            REVOKE: no claim of g can become valid any more
+    q4  membarrier                    every claim of g stored so far can be seen
+    q5  who claims g? at most one
+    q6  a living one: generation = g, busy          ABORT
+    q7  a dead one: roll its journal back, clear its claim
+    q8  generation = g + 2            COMMIT
+    q9  wake those who sleep on the old semaphore, unlink it, make a spare
+
+The spare semaphores (two a store) were never opened by anybody, so their value is one; q2 gives one its new name by
+`rename`, which needs no memory: recovery works with /dev/shm full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+import posix_ipc
+
+from ..errors import MFSNoSpaceError, MFSStoreBusyError
+from . import names
+from .journal import Words, roll_back
+from .layout import (
+    LB_RECOVER,
+    MUTEXES,
+    NO_CLAIM,
+    RECOVERIES,
+    S_CLAIM,
+    STATE_READY,
+    W_STATE,
+    generation_at,
+    journal_at,
+)
+
+if TYPE_CHECKING:
+    import uuid as uuids
+
+    from .identity import Participants
+
+SPARES = 2
+_MEMBARRIER_GLOBAL = 1
+_SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+
+
+class Recovery:
+    """Revoking generations, for one attached process.
+
+    ``local`` orders the threads of this process. ``events`` collects what happened; it is logged by the next operation,
+    outside any section, since a logging handler is the user's code.
+    """
+
+    __slots__ = ("events", "local", "participants", "uuid", "w")
+
+    def __init__(self, w: Words, uuid: uuids.UUID, participants: Participants) -> None:
+        self.w = w
+        self.uuid = uuid
+        self.participants = participants
+        self.local = threading.RLock()
+        self.events: deque[str] = deque()
+
+    def recover(self, number: int, deadline: float | None) -> bool:
+        """Free a mutex whose token is lost. True if it is free now or was not stuck; False if a living process has it.
+
+        MFSStoreBusyError if R was not to be had by *deadline*, MFSNoSpaceError if there was no room for a semaphore.
+        """
+        with self.local:
+            locks = self.participants.locks
+            try:
+                if not locks.lock(LB_RECOVER, deadline):
+                    raise MFSStoreBusyError("Another process is recovering the store and does not go on.")
+                if self.w[W_STATE] != STATE_READY:
+                    return True  # a destroyed store gets no new semaphores
+                free = self._recover(number)
+                if self.w[W_STATE] != STATE_READY:  # destroyed meanwhile, perhaps before it could see the new ones
+                    for name in names.belongings(self.uuid)[1]:
+                        with contextlib.suppress(posix_ipc.ExistentialError):
+                            posix_ipc.unlink_semaphore(name)
+                return free
+            finally:
+                locks.unlock(LB_RECOVER)
+
+    def let_go(self) -> None:
+        """Give back R if an asynchronous exception hit a `finally` above before it could."""
+        with self.local:
+            self.participants.locks.unlock(LB_RECOVER)
+
+    def keep_claim(self, number: int, claim: int) -> bool:
+        """a6: under R, whether a claim whose generation was revoked meanwhile is still good; it is put back then."""
+        with self.local:
+            locks = self.participants.locks
+            try:
+                locks.lock(LB_RECOVER)
+                at = generation_at(number)
+                if self.w[at] not in (claim, claim + 1):
+                    return False
+                self.w[at] = claim
+                return True
+            finally:
+                locks.unlock(LB_RECOVER)
+
+    def _recover(self, number: int) -> bool:
+        w, at = self.w, generation_at(number)
+        g = w[at] & ~1
+        if w[at] == g and self._has_token(number, g):  # q0
+            return True
+        claimer = self._claimer(number, g)
+        if claimer is not None:  # q1
+            if not self._is_dead(claimer):
+                return self._abort(at, g)
+            if number and w[self._claim_at(claimer, 0)] == w[generation_at(0)] & ~1:
+                self._recover(0)
+        self._provide(number, g + 2)  # q2
+        w[at] = g + 1  # q3
+        membarrier()  # q4
+        claimer = self._claimer(number, g)  # q5
+        if claimer is not None:
+            if not self._is_dead(claimer):
+                return self._abort(at, g)  # q6
+            roll_back(w, journal_at(number))  # q7
+            w[self._claim_at(claimer, number)] = NO_CLAIM
+        w[at] = g + 2  # q8
+        w[RECOVERIES] = w[RECOVERIES] + 1
+        self._clear_away(number, g)  # q9
+        why = "its token was lost" if claimer is None else f"its holder, slot {claimer}, is dead"
+        self.events.append(f"store {self.uuid.hex}: mutex {number} recovered, generation {g + 2}: {why}")
+        return True
+
+    def _abort(self, at: int, g: int) -> bool:
+        self.w[at] = g
+        return False
+
+    def _claim_at(self, slot: int, number: int) -> int:
+        return self.participants.layout.slot_at(slot) + S_CLAIM + number
+
+    def _claimer(self, number: int, g: int) -> int | None:
+        for slot in range(self.participants.layout.slots):
+            if not self.participants.has_memory(slot):
+                break
+            if self.w[self._claim_at(slot, number)] == g:
+                return slot
+        return None
+
+    def _is_dead(self, slot: int) -> bool:
+        return self.participants.is_dead(slot, self.participants.epoch(slot))
+
+    # ---- semaphores
+
+    def _has_token(self, number: int, g: int) -> bool:
+        try:
+            semaphore = posix_ipc.Semaphore(names.mutex(self.uuid, number, g))
+        except posix_ipc.ExistentialError:
+            return False
+        try:
+            return bool(semaphore.value > 0)
+        finally:
+            semaphore.close()
+
+    def _provide(self, number: int, g: int) -> None:
+        """q2: the semaphore of generation g, which nobody can have opened yet, with one token."""
+        name = names.mutex(self.uuid, number, g)
+        for spare in range(SPARES):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(names.semaphore_path(names.spare(self.uuid, spare)), names.semaphore_path(name))
+                return
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            posix_ipc.unlink_semaphore(name)
+        create_semaphore(name, 1)
+
+    def _clear_away(self, number: int, g: int) -> None:
+        """q9: only tidiness; what fails here costs a slice or a page, and the next recovery tries again."""
+        name = names.mutex(self.uuid, number, g)
+        with contextlib.suppress(Exception):
+            semaphore = posix_ipc.Semaphore(name)
+            for _ in range(self.participants.layout.slots):
+                semaphore.release()
+            semaphore.close()
+            posix_ipc.unlink_semaphore(name)
+        with contextlib.suppress(Exception):
+            provide_spares(self.uuid)
+
+    def retire_claims(self, slot: int, deadline: float | None) -> None:
+        """Before a dead tenant's slot is taken: recover what it holds, make its other claims void. Under the attach byte."""
+        for number in range(MUTEXES):
+            if self.w[self._claim_at(slot, number)] == NO_CLAIM:
+                continue
+            if self.w[self._claim_at(slot, number)] == self.w[generation_at(number)] & ~1:
+                self.recover(number, deadline)
+            self.w[self._claim_at(slot, number)] = NO_CLAIM
+
+
+def create_semaphore(name: str, value: int) -> None:
+    """Create a named semaphore that must not exist; MFSNoSpaceError if /dev/shm has no page for it."""
+    try:
+        posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=value).close()
+    except OSError as error:
+        raise MFSNoSpaceError(
+            f"/dev/shm has no room for the semaphore {name.lstrip('/')}: free memory there, or mount it larger."
+        ) from error
+
+
+def provide_spares(uuid: uuids.UUID) -> None:
+    """Make the spare semaphores that are missing."""
+    for spare in range(SPARES):
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            create_semaphore(names.spare(uuid, spare), 1)
+
+
+def membarrier() -> None:
+    """Make every store that other processes issued so far visible here. On x86 the fence of each claim already does.
+
+    OSError where a weakly ordered processor has no membarrier.
+    """
+    machine = platform.machine()
+    if machine == "x86_64":
+        # Every claim is followed by its own fence (a4), and this one is the recoverer's half of Dekker's rule.
+        with _barrier:
+            pass
+        return
+    import ctypes
+
+    number = _SYS_MEMBARRIER.get(machine)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if number is None or libc.syscall(number, _MEMBARRIER_GLOBAL, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"membarrier is missing on {machine}: create the store with backend='ofd'")
+
+
+_barrier = threading.Lock()

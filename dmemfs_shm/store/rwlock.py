@@ -1,0 +1,659 @@
+"""Reader-writer locks of files, for processes and threads, granted first come, first served.
+
+Guarantees. Readers share, a writer excludes everybody. A lock is held at once only if nobody waits; otherwise the
+request queues, and grants leave the queue in the order of arrival. The death of a holder frees what it held, the death
+of a waiter is skipped; either is noticed within a slice (50 ms) by anybody who waits there. A lock is never lost and
+never held twice, whoever is killed, interrupted or timed out wherever.
+
+Words. `record` (one a request, in the slot of its process, which alone makes it non-free) is the truth:
+
+    FREE -> HELD              owner, at once                  QUEUED -> FREE    owner (timeout), or reaped
+    FREE -> QUEUED            owner                           GRANTED -> FREE   owner (exception), or reaped
+    QUEUED -> GRANTED         whoever removed something       HELD -> FREE      owner, or reaped
+    GRANTED -> HELD           owner, when it looks
+
+The node's `lock` word is a cache of the records of that node (how many hold it, head and tail of the queue), but for its
+ABANDONED bit. Both are read and stored only inside the node's mutex, each transition one transaction. Nothing is polled
+outside; the token of a parking semaphore only says "go and look".
+
+A record's DIRTY bit says that its holder, a writer, changes content: with the lock for wb and xb, by a plain store of
+the holder before the first change for r+b and ab. Reaping a dirty record marks the file abandoned.
+
+`sequence` makes reads without the lock possible: it goes odd inside the transaction that ends a writer's hold (its undo
+value is the next even one, so that a roll-back never brings an old value back) and even after its commit. A reader that
+saw no writer, an even sequence and the same generation before and after has read what a reader with the lock would have
+read. An odd one found under the mutex is a dead writer's; the next transaction evens it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import posix_ipc
+
+from ..errors import MFSCorruptStoreError, MFSDeadlockError, MFSLockTimeoutError, MFSStoreBusyError, MFSTooManyHandlesError
+from . import names
+from .journal import Plan, Words, commit
+from .layout import (
+    FREE,
+    GRANTED,
+    HELD,
+    INODE_MUTEXES,
+    LOCK_ABANDONED,
+    LOCK_BUSY,
+    LOCK_HEAD_SHIFT,
+    LOCK_READERS,
+    LOCK_RECORD_MASK,
+    LOCK_TAIL_SHIFT,
+    LOCK_WRITER,
+    N_GENERATION,
+    N_SEQ,
+    NAMESPACE,
+    NODE_WORDS,
+    PAGE,
+    PAGE_WORDS,
+    PARKS,
+    QUEUED,
+    R_SINCE,
+    R_THREAD,
+    REC_DIRTY,
+    REC_DROPPED,
+    REC_NEXT_MASK,
+    REC_NEXT_SHIFT,
+    REC_NODE_SHIFT,
+    REC_PARK_MASK,
+    REC_PARK_SHIFT,
+    REC_STATE,
+    REC_WRITER,
+    RECORD_WORDS,
+    RECORDS,
+    RECORDS_AT,
+    RECORDS_RESERVED,
+    S_EPOCH,
+    S_RECORDS,
+    STATE_READY,
+    W_STATE,
+    WORD,
+)
+from .mutex import SLICE_S, Mutex, Thread, Threads
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
+GRANTS_A_TRANSACTION = 60
+PARKS_AT_MOST = PARKS - 1
+_NEXT = REC_NEXT_MASK << REC_NEXT_SHIFT
+_QUEUE = ~(LOCK_READERS | LOCK_WRITER | LOCK_ABANDONED) & ((1 << 64) - 1)
+_EXCLUDES_READERS = _QUEUE | LOCK_WRITER
+_KINDS = REC_WRITER | REC_DIRTY
+
+
+class Hold(NamedTuple):
+    """A record as others see it: who holds or waits for which node."""
+
+    slot: int
+    node: int
+    state: int
+    writer: bool
+    thread: int
+    since_ns: int
+
+
+class FileLocks:
+    """The locks of all files, as one attached process takes them.
+
+    A record is named by its word (``record``); it is leased from `lease` before it is used and given back after it is
+    free again, so that a handle that is being made always owns what it may come to hold.
+    """
+
+    def __init__(self, store: Attachment) -> None:
+        self.store = store
+        self.w: Words = store.w
+        self.layout = store.layout
+        self.mutexes: list[Mutex] = store.mutexes
+        self.threads: Threads = store.threads
+        self.nodes_at = store.layout.nodes_at
+        self.free: list[int] = []
+        self._leased = RECORDS_RESERVED  # records up to here were leased once
+        self._parks: list[int] = []
+        self._parks_made = 0
+        self._semaphores: dict[tuple[int, int], posix_ipc.Semaphore] = {}
+
+    # ---- records
+
+    def lease(self) -> int:
+        """A free record of ours. MFSTooManyHandlesError, MFSNoSpaceError."""
+        try:
+            return self.free.pop()
+        except IndexError:
+            return self._lease_more()
+
+    def _lease_more(self) -> int:
+        store = self.store
+        with store.growing:
+            slot_at = self.layout.slot_at(store.slot)
+            if self._leased == RECORDS:
+                raise MFSTooManyHandlesError(f"At most {RECORDS - RECORDS_RESERVED} open handles a process.")
+            if self._leased == self.w[slot_at + S_RECORDS]:
+                store.index.back((slot_at + RECORDS_AT + self._leased * RECORD_WORDS) * WORD, PAGE)
+                self.w[slot_at + S_RECORDS] = self._leased + PAGE_WORDS // RECORD_WORDS
+            record = slot_at + RECORDS_AT + self._leased * RECORD_WORDS
+            self._leased += 1
+            return record
+
+    def number_of(self, record: int) -> int:
+        slot = self.store.slot
+        index = (record - self.layout.slot_at(slot) - RECORDS_AT) // RECORD_WORDS
+        return slot * RECORDS + index
+
+    # ---- the two calls of the hot path
+
+    def lock(
+        self, node: int, generation: int, namespace: int, record: int, kind: int, timeout: float | None
+    ) -> bool:
+        """Take the lock of a node, shared (kind 0) or exclusive (REC_WRITER, perhaps with REC_DIRTY).
+
+        False: the node has another generation, or the namespace changed, since they were looked up; look up again.
+        MFSLockTimeoutError: not within *timeout* seconds. MFSDeadlockError: the calling thread is in its own way.
+        In these cases the record is free. Any other exception may leave it in use: `release_later` mends that.
+        """
+        w = self.w
+        at = self.nodes_at + node * NODE_WORDS
+        mutex = self.mutexes[1 + node % INODE_MUTEXES]
+        thread = self.threads.enter()
+        w[record + R_THREAD] = thread.word
+        w[record + R_SINCE] = time.time_ns()
+        try:
+            mutex.acquire(thread, timeout)
+            if w[at + N_GENERATION] != generation or w[NAMESPACE] != namespace:
+                mutex.release(thread)
+                return False
+            lock = w[at]
+            if lock & (LOCK_BUSY if kind else _EXCLUDES_READERS):
+                mutex.release(thread)
+                taken = False
+            else:
+                entry = mutex.journal
+                w[entry + 1] = record
+                w[entry + 2] = FREE
+                w[entry + 3] = at
+                w[entry + 4] = lock
+                w[entry] = 2
+                w[record] = HELD | kind | node << REC_NODE_SHIFT
+                w[at] = lock | LOCK_WRITER if kind else lock + 1
+                w[entry] = 0
+                mutex.release(thread)
+                taken = True
+        except BaseException:
+            mutex.abandon(thread)
+            raise
+        return taken or _Request(self, node, generation, namespace, record, kind, timeout).wait()
+
+    def unlock(self, record: int, *, clears: bool = True) -> None:
+        """Give back what the record holds, and the record. A writer leaves the file complete, unless *clears* is false.
+
+        An exception leaves it held, or given back and not returned to the free list; `release_later` mends both.
+        """
+        w = self.w
+        node = w[record] >> REC_NODE_SHIFT
+        at = self.nodes_at + node * NODE_WORDS
+        mutex = self.mutexes[1 + node % INODE_MUTEXES]
+        thread = self.threads.enter()
+        posts: list[int] = []
+        try:
+            mutex.acquire(thread, self.store.patience)
+            held, lock = w[record], w[at]
+            if lock & _QUEUE:
+                posts = self._remove(mutex, record, clears=clears)
+            elif held & REC_WRITER:
+                entry, sequence = mutex.journal, w[at + N_SEQ] & ~1
+                w[entry + 1] = at + N_SEQ
+                w[entry + 2] = sequence + 2
+                w[entry + 3] = record
+                w[entry + 4] = held
+                w[entry + 5] = at
+                w[entry + 6] = lock
+                w[entry] = 3
+                w[at + N_SEQ] = sequence + 1
+                w[record] = FREE
+                w[at] = lock & ~(LOCK_WRITER | LOCK_ABANDONED) if clears else lock & ~LOCK_WRITER
+                w[entry] = 0
+                w[at + N_SEQ] = sequence + 2
+            else:
+                entry = mutex.journal
+                w[entry + 1] = record
+                w[entry + 2] = held
+                w[entry + 3] = at
+                w[entry + 4] = lock
+                w[entry] = 2
+                w[record] = FREE
+                w[at] = lock - 1
+                w[entry] = 0
+            mutex.release(thread)
+        except BaseException:
+            mutex.abandon(thread)
+            raise
+        self.free.append(record)
+        for park in posts:
+            self.post(park)
+
+    # ---- transactions, inside the node's mutex
+
+    def pump(self, plan: Plan, at: int) -> list[int]:
+        """Grant the head of the queue while it is compatible with the holders. Returns the records to be woken."""
+        granted: list[int] = []
+        lock = plan[at]
+        while (head := lock >> LOCK_HEAD_SHIFT & LOCK_RECORD_MASK) and len(granted) < GRANTS_A_TRANSACTION:
+            record = self.layout.record_at(head)
+            word = self._queued(plan, record, at)
+            if lock & LOCK_WRITER or (word & REC_WRITER and lock & LOCK_READERS):
+                break
+            following = word >> REC_NEXT_SHIFT & REC_NEXT_MASK
+            plan[record] = word & ~(_NEXT | REC_STATE) | GRANTED
+            tail = lock >> LOCK_TAIL_SHIFT if following else 0
+            lock = lock & ~_QUEUE | following << LOCK_HEAD_SHIFT | tail << LOCK_TAIL_SHIFT
+            lock = lock | LOCK_WRITER if word & REC_WRITER else lock + 1
+            granted.append(record)
+        if granted:
+            plan[at] = lock
+        return granted
+
+    def drop(self, plan: Plan, record: int, at: int, *, reaped: bool = False, clears: bool = False) -> None:
+        """Free one record, whatever its state. The caller pumps afterwards, in the same transaction."""
+        word, lock = plan[record], plan[at]
+        if word & REC_STATE == QUEUED:
+            lock = self._unlink(plan, record, at)
+        elif word & REC_WRITER:
+            lock &= ~LOCK_WRITER
+            if clears:
+                lock &= ~LOCK_ABANDONED
+            elif reaped and word & REC_STATE == HELD and word & REC_DIRTY:
+                lock |= LOCK_ABANDONED
+            sequence = plan[at + N_SEQ] & ~1
+            plan[at + N_SEQ] = sequence + 1
+            plan.never_back(at + N_SEQ, sequence + 2)
+        else:
+            lock -= 1
+        plan[record] = FREE
+        plan[at] = lock
+
+    def _unlink(self, plan: Plan, record: int, at: int) -> int:
+        """The lock word after the record has left the queue."""
+        lock, gone = plan[at], self._number(record)
+        following = plan[record] >> REC_NEXT_SHIFT & REC_NEXT_MASK
+        head, tail = lock >> LOCK_HEAD_SHIFT & LOCK_RECORD_MASK, lock >> LOCK_TAIL_SHIFT
+        if head == gone:
+            head = following
+            tail = tail if following else 0
+        else:
+            before = self._before(plan, head, gone, at)
+            plan[self.layout.record_at(before)] = plan[self.layout.record_at(before)] & ~_NEXT | following << REC_NEXT_SHIFT
+            if tail == gone:
+                tail = before
+        return lock & ~_QUEUE | head << LOCK_HEAD_SHIFT | tail << LOCK_TAIL_SHIFT
+
+    def _before(self, plan: Plan, head: int, gone: int, at: int) -> int:
+        number = head
+        for _ in range(self.layout.slots * RECORDS):
+            following = self._queued(plan, self.layout.record_at(number), at) >> REC_NEXT_SHIFT & REC_NEXT_MASK
+            if following == gone:
+                return number
+            number = following
+        raise MFSCorruptStoreError("index", at * WORD, "a queue that ends", plan[at])
+
+    def _queued(self, plan: Plan, record: int, at: int) -> int:
+        """The word of a record that must be queued for this node."""
+        word = plan[record] if record < self.layout.buckets_at else 0
+        node = (at - self.nodes_at) // NODE_WORDS
+        if word & REC_STATE != QUEUED or word >> REC_NODE_SHIFT != node:
+            raise MFSCorruptStoreError("index", record * WORD, f"a record queued for node {node}", word)
+        return word
+
+    def _number(self, record: int) -> int:
+        slot, rest = divmod(record - self.layout.slot_at(0), self.layout.slot_at(1) - self.layout.slot_at(0))
+        return slot * RECORDS + (rest - RECORDS_AT) // RECORD_WORDS
+
+    def _commit(self, mutex: Mutex, plan: Plan, at: int) -> None:
+        """Commit, and even the sequence if the transaction left it odd."""
+        if plan:
+            commit(self.w, mutex.journal, plan)
+            if plan.undo is not None:
+                self.w[at + N_SEQ] = plan[at + N_SEQ] + 1
+
+    def _remove(self, mutex: Mutex, record: int, *, reaped: bool = False, clears: bool = False) -> list[int]:
+        """Free a record and grant what that makes possible; the caller holds the mutex of its node."""
+        at = self.nodes_at + (self.w[record] >> REC_NODE_SHIFT) * NODE_WORDS
+        plan = Plan(self.w)
+        self.drop(plan, record, at, reaped=reaped, clears=clears)
+        granted = self.pump(plan, at)
+        self._commit(mutex, plan, at)
+        return granted + self.pump_on(mutex, at)
+
+    def pump_on(self, mutex: Mutex, at: int) -> list[int]:
+        """Grant what can be granted, in as many transactions as it takes."""
+        granted: list[int] = []
+        while self.w[at] & _QUEUE:
+            plan = Plan(self.w)
+            more = self.pump(plan, at)
+            if not more:
+                break
+            self._commit(mutex, plan, at)
+            granted += more
+        return granted
+
+    # ---- waking and parking
+
+    def post(self, record: int) -> None:
+        """Wake the thread that waits with this record, after the grant was committed. A lost post costs a slice."""
+        park = self.w[record] >> REC_PARK_SHIFT & REC_PARK_MASK
+        slot = self._number(record) // RECORDS
+        if park:
+            with contextlib.suppress(posix_ipc.Error, OSError):
+                self._park(slot, park, create=False).release()
+
+    def _park(self, slot: int, park: int, *, create: bool) -> posix_ipc.Semaphore:
+        semaphore = self._semaphores.get((slot, park))
+        if semaphore is None:
+            name = names.park(self.store.uuid, slot, park)
+            flags = posix_ipc.O_CREAT if create else 0
+            semaphore = posix_ipc.Semaphore(name, flags, mode=0o600, initial_value=0)
+            if create and self.w[W_STATE] != STATE_READY:  # destroyed, perhaps before it could see this one
+                semaphore.unlink()
+            self._semaphores[slot, park] = semaphore
+        return semaphore
+
+    @contextlib.contextmanager
+    def parking(self) -> Iterator[tuple[int, posix_ipc.Semaphore | None]]:
+        """A parking semaphore for one wait, drained; (0, None) if there is none to be had: then only slices wake."""
+        number = 0
+        try:
+            number = self._parks.pop()
+        except IndexError:
+            with self.store.growing:
+                if self._parks_made < PARKS_AT_MOST:
+                    self._parks_made += 1
+                    number = self._parks_made
+        semaphore = None
+        try:
+            if number:
+                with contextlib.suppress(posix_ipc.Error, OSError):
+                    semaphore = self._park(self.store.slot, number, create=True)
+                    _drain(semaphore)
+            yield (number if semaphore is not None else 0), semaphore
+        finally:
+            if number:
+                self._parks.append(number)
+
+    # ---- looking at records
+
+    def records(self, slot: int) -> range:
+        """The words of all records of a slot that have memory."""
+        at = self.layout.slot_at(slot)
+        backed = min(self.w[at + S_RECORDS], RECORDS)
+        first = at + RECORDS_AT
+        return range(first + RECORDS_RESERVED * RECORD_WORDS, first + backed * RECORD_WORDS, RECORD_WORDS)
+
+    def holds(self, node: int | None = None) -> list[Hold]:
+        """Every record that is not free, of one node if given. Read without locks: advisory."""
+        found = []
+        for slot in range(self.layout.slots):
+            if not self.store.participants.has_memory(slot):
+                break
+            for record in self.records(slot):
+                word = self.w[record]
+                if word & REC_STATE and (node is None or word >> REC_NODE_SHIFT == node):
+                    found.append(
+                        Hold(
+                            slot,
+                            word >> REC_NODE_SHIFT,
+                            word & REC_STATE,
+                            bool(word & REC_WRITER),
+                            self.w[record + R_THREAD],
+                            self.w[record + R_SINCE],
+                        )
+                    )
+        return found
+
+    # ---- giving back for others
+
+    def reap(self, slot: int, epoch: int, timeout: float | None = None) -> bool:
+        """Free every record of a participant that was found dead; False if its slot has a new tenant already.
+
+        Also a new tenant's way of cleaning its slot. One transaction a record; every node mutex is entered, so that no
+        uncommitted word is believed.
+        """
+        at = self.layout.slot_at(slot)
+        for k in range(1, 1 + INODE_MUTEXES):
+            mutex = self.mutexes[k]
+            thread = self.threads.enter()
+            granted: list[int] = []
+            try:
+                mutex.acquire(thread, timeout)
+                if self.w[at + S_EPOCH] != epoch:
+                    mutex.release(thread)
+                    return False
+                for record in self.records(slot):
+                    word = self.w[record]
+                    if word & REC_STATE and 1 + (word >> REC_NODE_SHIFT) % INODE_MUTEXES == k:
+                        granted += self._remove(mutex, record, reaped=not word & REC_DROPPED)
+                mutex.release(thread)
+            except BaseException:
+                mutex.abandon(thread)
+                raise
+            for record in granted:
+                self.post(record)
+        return True
+
+    def release_later(self, record: int) -> None:
+        """Leave the release of a record to the next operation (a finaliser's note, a close that met a stopped process)."""
+        word = self.w[record]
+        if word & REC_STATE == HELD:
+            self.w[record] = word | REC_DROPPED
+        self.store.dropped.append(record)
+
+    def give_back(self, record: int) -> None:
+        """Release whatever the record holds and return it; what does not work now is left to the next operation.
+
+        For `finally` blocks: a file that was not opened for changing, or whose opening failed.
+        """
+        try:
+            if self.w[record] & REC_STATE == FREE:
+                self.free.append(record)
+            else:
+                self.unlock(record, clears=False)
+        except MFSStoreBusyError:
+            self.release_later(record)
+        except BaseException:
+            self.release_later(record)
+            raise
+
+    def release_now(self, record: int) -> None:
+        """Work off a note of `release_later`."""
+        state = self.w[record] & REC_STATE
+        if state == FREE:
+            if record not in self.free:  # the exception that left the note may have come after the record's return
+                self.free.append(record)
+        elif state == HELD:
+            self.store.names.finish(record)
+        else:
+            self.unlock(record, clears=False)
+
+
+class _Request:
+    """One request that was not granted at once: queue, wait, look, give up. Lives as long as the wait."""
+
+    def __init__(
+        self, locks: FileLocks, node: int, generation: int, namespace: int, record: int, kind: int, timeout: float | None
+    ) -> None:
+        self.locks = locks
+        self.w = locks.w
+        self.at = locks.nodes_at + node * NODE_WORDS
+        self.node = node
+        self.generation = generation
+        self.namespace = namespace
+        self.record = record
+        self.kind = kind
+        self.mutex = locks.mutexes[locks.layout.mutex_of(node)]
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.impatient = timeout is not None and timeout <= 0
+
+    def wait(self) -> bool:
+        again = self._own_hold()
+        if again:
+            return self._section(self._share_again)
+        if self.impatient:
+            self.locks.store.reap_dead()
+            if not self._section(self._try, self._rest()):
+                return False
+            if self.w[self.record] & REC_STATE == HELD:
+                return True
+            raise self._timeout()
+        with self.locks.parking() as (park, semaphore):
+            try:
+                return self._wait(park, semaphore)
+            except BaseException:
+                self._give_up()
+                raise
+
+    def _own_hold(self) -> bool:
+        """Whether the calling thread holds the node shared and asks for that again; MFSDeadlockError if it conflicts."""
+        me = self.locks.threads.thread.word
+        wanted = HELD | self.node << REC_NODE_SHIFT
+        mask = REC_STATE | 0xFFFFFFFF << REC_NODE_SHIFT
+        for record in self.locks.records(self.locks.store.slot):
+            word = self.w[record]
+            if word & mask == wanted and self.w[record + R_THREAD] == me and record != self.record:
+                if self.kind or word & REC_WRITER:
+                    raise MFSDeadlockError("This thread has the file open itself in a conflicting way.")
+                return True
+        return False
+
+    def _section(self, action: object, timeout: float | None = None) -> bool:
+        """Run *action* inside the node's mutex and wake whom it granted; False if the node is no longer the one."""
+        locks, mutex = self.locks, self.mutex
+        thread = locks.threads.enter()
+        granted: list[int] = []
+        try:
+            mutex.acquire(thread, timeout)
+            same = self.w[self.at + N_GENERATION] == self.generation and self.w[NAMESPACE] == self.namespace
+            if same:
+                action(granted)  # type: ignore[operator]
+            elif self.w[self.record] & REC_STATE:
+                granted += locks._remove(mutex, self.record)
+            mutex.release(thread)
+        except BaseException:
+            mutex.abandon(thread)
+            raise
+        for record in granted:
+            if record != self.record:
+                locks.post(record)
+        return same
+
+    def _timeout(self) -> MFSLockTimeoutError:
+        store = self.locks.store
+        return MFSLockTimeoutError(store.path_of(self.node), bool(self.kind), store.holders(self.node))
+
+    # ---- actions, inside the mutex
+
+    def _share_again(self, granted: list[int]) -> None:
+        plan = Plan(self.w)
+        plan[self.record] = HELD | self.node << REC_NODE_SHIFT
+        plan[self.at] = self.w[self.at] + 1
+        commit(self.w, self.mutex.journal, plan)
+
+    def _try(self, granted: list[int]) -> None:
+        granted += self.locks.pump_on(self.mutex, self.at)
+        lock = self.w[self.at]
+        if not lock & (LOCK_BUSY if self.kind else _EXCLUDES_READERS):
+            plan = Plan(self.w)
+            plan[self.record] = HELD | self.kind | self.node << REC_NODE_SHIFT
+            plan[self.at] = lock | LOCK_WRITER if self.kind else lock + 1
+            commit(self.w, self.mutex.journal, plan)
+
+    def _enqueue(self, park: int, granted: list[int]) -> None:
+        self._try(granted)
+        if self.w[self.record] & REC_STATE == HELD:
+            return
+        plan, lock, number = Plan(self.w), self.w[self.at], self.locks.number_of(self.record)
+        plan[self.record] = (
+            QUEUED | self.kind | park << REC_PARK_SHIFT | self.node << REC_NODE_SHIFT
+        )
+        head, tail = lock >> LOCK_HEAD_SHIFT & LOCK_RECORD_MASK, lock >> LOCK_TAIL_SHIFT
+        if tail:
+            last = self.locks.layout.record_at(tail)
+            plan[last] = self.locks._queued(plan, last, self.at) & ~_NEXT | number << REC_NEXT_SHIFT
+        plan[self.at] = lock & ~_QUEUE | (head or number) << LOCK_HEAD_SHIFT | number << LOCK_TAIL_SHIFT
+        commit(self.w, self.mutex.journal, plan)
+
+    def _look(self, granted: list[int]) -> None:
+        """Grant what can be granted; if that was us, the hold becomes ours."""
+        granted += self.locks.pump_on(self.mutex, self.at)
+        word = self.w[self.record]
+        if word & REC_STATE == GRANTED:
+            plan = Plan(self.w)
+            plan[self.record] = word & ~(REC_STATE | REC_PARK_MASK << REC_PARK_SHIFT) | HELD
+            commit(self.w, self.mutex.journal, plan)
+
+    def _refuse(self, granted: list[int]) -> None:
+        self._look(granted)
+        if self.w[self.record] & REC_STATE == QUEUED:
+            granted += self.locks._remove(self.mutex, self.record)
+
+    def _withdraw(self, granted: list[int]) -> None:
+        if self.w[self.record] & REC_STATE:
+            granted += self.locks._remove(self.mutex, self.record)
+
+    # ---- the wait
+
+    def _wait(self, park: int, semaphore: posix_ipc.Semaphore | None) -> bool:
+        store, record = self.locks.store, self.record
+        if not self._section(lambda granted: self._enqueue(park, granted), self._rest()):
+            return False
+        while self.w[record] & REC_STATE != HELD:
+            token = self._sleep(semaphore)
+            late = self.deadline is not None and time.monotonic() >= self.deadline
+            if not token:
+                store.relieve_locks()
+            if not self._section(self._refuse if late else self._look, self._rest()):
+                return False
+            if late and self.w[record] & REC_STATE == FREE:
+                raise self._timeout()
+        return True
+
+    def _rest(self) -> float | None:
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def _sleep(self, semaphore: posix_ipc.Semaphore | None) -> bool:
+        """Until woken (True) or a slice has passed (False)."""
+        rest = SLICE_S if self.deadline is None else min(SLICE_S, self.deadline - time.monotonic())
+        if rest <= 0:
+            return False
+        if semaphore is None:
+            time.sleep(min(rest, 0.005))
+            return False
+        try:
+            semaphore.acquire(rest)
+            return True
+        except posix_ipc.SignalError:
+            return True
+        except posix_ipc.BusyError:
+            return False
+
+    def _give_up(self) -> None:
+        """An exception ended the wait: take the request back, granted or not. If even that fails, it stands, and the
+        owner of the record, who gets the exception, leaves a note (`release_later`)."""
+        if self.w[W_STATE] == STATE_READY:
+            with contextlib.suppress(MFSStoreBusyError):
+                self._section(self._withdraw, timeout=1.0)
+
+
+def _drain(semaphore: posix_ipc.Semaphore) -> None:
+    with contextlib.suppress(posix_ipc.BusyError):
+        while True:
+            semaphore.acquire(0)
+
+
+__all__ = ["FileLocks", "Hold", "Thread"]

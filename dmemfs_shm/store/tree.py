@@ -1,0 +1,423 @@
+"""Nodes, directories and names.
+
+Guarantees. A name is in exactly one bucket of the hash table and in its directory's list; both change in one transaction
+of m[0]. A node's generation is odd while it is in use; it changes whenever the node is freed, and whenever its name
+changes, so that (node, generation) once looked up stands for that name as long as the generation and the namespace word
+are the same: this is what an open compares inside the node's mutex, and why it needs no other lock.
+
+Looking up takes no lock. What is found is checked by generation; what is not found is believed if no name changed
+meanwhile (`TREE_SEQ` even and the same), else looked for again inside m[0]. Walks are bounded, and no word is used as a
+reference before it was compared with what has memory.
+
+Names are hashed with their directory by linear hashing: one bucket is split a create, so no step is linear in the number
+of files. Node 1 is the root, its own parent.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from typing import TYPE_CHECKING
+
+from ..errors import MFSCorruptStoreError, MFSNodeLimitExceededError
+from .journal import Words
+from .layout import (
+    BUCKETS,
+    BUCKETS_BACKED,
+    D_CHILD,
+    DIRS,
+    FILES,
+    KIND_DIR,
+    KIND_DRAFT,
+    KIND_FILE,
+    KIND_FREE,
+    KIND_NAME,
+    KIND_SHIFT,
+    LOW32,
+    N_CAPACITY,
+    N_CONTENT,
+    N_CREATED,
+    N_GENERATION,
+    N_LOCK,
+    N_MODIFIED,
+    N_NAME,
+    N_NEXT,
+    N_PARENT,
+    N_PIN,
+    N_RUN,
+    N_RUNS,
+    N_SEQ,
+    N_SIBLINGS,
+    N_SIZE,
+    N_STAMP,
+    N_TEXT,
+    NAME_BYTES_SHIFT,
+    NAMESPACE,
+    NODE_BACKED,
+    NODE_BREAK,
+    NODE_FREE,
+    NODE_STEP,
+    NODE_WORDS,
+    PAGE,
+    PAGE_WORDS,
+    ROOT,
+    TEXT_BYTES,
+    TREE_SEQ,
+    W_NODES_MAX,
+    W_UUID_LOW,
+    WORD,
+)
+from .section import Section
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
+SPLIT_NODES_MAX = 60  # a longer bucket is split another time
+_IDENTITY = (1 << 48) - 1  # hash and length in N_NAME
+NODE_GROWTH_MOST = 16384
+
+
+class NeedNodes(Exception):
+    """The index has no memory for another node: `Tree.grow` outside the section, and try again."""
+
+
+class Unsettled(Exception):
+    """What was read without a lock changed meanwhile."""
+
+
+class Tree:
+    """The nodes and names of a store."""
+
+    def __init__(self, store: Attachment) -> None:
+        self.store = store
+        self.w: Words = store.w
+        self.mm = store.index.mm
+        self.nodes_at = store.layout.nodes_at
+        self.buckets_at = store.layout.buckets_at
+        self.nodes_cap = store.layout.nodes_cap
+        self.nodes_max = store.w[W_NODES_MAX]
+        self._seed = store.w[W_UUID_LOW] & LOW32
+
+    # ---- reading
+
+    def kind(self, node: int) -> int:
+        return self.w[self.nodes_at + node * NODE_WORDS + N_NAME] >> KIND_SHIFT & 0xFF
+
+    def check_node(self, node: int, at: int) -> int:
+        """The word of a node that a reference at word *at* leads to; MFSCorruptStoreError if it can't be one."""
+        if not 0 < node < self.w[NODE_BACKED]:
+            raise MFSCorruptStoreError("index", at * WORD, "a node", node)
+        return self.nodes_at + node * NODE_WORDS
+
+    def hash(self, parent: int, name: bytes) -> int:
+        return zlib.crc32(name, (parent * 0x9E3779B1 ^ self._seed) & LOW32)
+
+    def bucket(self, key: int, buckets: int) -> int:
+        """Word of the bucket of a hash when there are so many buckets."""
+        mask = (1 << (buckets - 1).bit_length()) - 1
+        number = key & mask
+        return self.buckets_at + (number if number < buckets else number & mask >> 1)
+
+    def find(self, parent: int, name: bytes) -> int:
+        """The node of that name in that directory, or 0; without a lock: check it, or see `absent`.
+
+        MFSCorruptStoreError if a chain leads nowhere, which without m[0] may also mean that it changed meanwhile.
+        """
+        w = self.w
+        key = self.hash(parent, name)
+        identity = key | len(name) << NAME_BYTES_SHIFT
+        buckets = w[BUCKETS]
+        if not 0 < buckets <= w[BUCKETS_BACKED]:
+            raise MFSCorruptStoreError("index", BUCKETS * WORD, "buckets that have memory", buckets)
+        before = self.bucket(key, buckets)
+        node = w[before]
+        backed = w[NODE_BACKED]
+        steps = 0
+        while node:
+            if node >= backed or steps > backed:
+                raise MFSCorruptStoreError("index", before * WORD, "a node", node)
+            at = self.nodes_at + node * NODE_WORDS
+            if w[at + N_NAME] & _IDENTITY == identity and w[at + N_PARENT] == parent and self._has_name(at, name):
+                return node
+            before = at + N_NEXT
+            node = w[before] & LOW32
+            steps += 1
+        return 0
+
+    def _has_name(self, at: int, name: bytes) -> bool:
+        start = (at + N_TEXT) * WORD
+        if len(name) <= TEXT_BYTES:
+            return self.mm[start : start + len(name)] == name
+        return self.name(at) == name
+
+    def name(self, at: int) -> bytes:
+        """The name of the node at word *at*."""
+        size = self.w[at + N_NAME] >> NAME_BYTES_SHIFT & 0xFFFF
+        start = (at + N_TEXT) * WORD
+        if size <= TEXT_BYTES:
+            return self.mm[start : start + size]
+        rest = self.w[at + N_NEXT] >> 32
+        more = (self.check_node(rest, at + N_NEXT) + N_TEXT) * WORD
+        return self.mm[start : start + TEXT_BYTES] + self.mm[more : more + min(size, 2 * TEXT_BYTES) - TEXT_BYTES]
+
+    def walk(self, parts: list[bytes]) -> int:
+        """The node at that path from the root, or 0 if a part is missing or stands under a file. As `find`."""
+        node = ROOT
+        for part in parts:
+            if self.kind(node) != KIND_DIR:
+                return 0
+            node = self.find(node, part)
+            if not node:
+                return 0
+        return node
+
+    def look_up(self, parts: list[bytes]) -> tuple[int, int, int]:
+        """(node, generation, namespace) at that path, node 0 if there is none: as it was at one moment of the call.
+
+        Takes no lock. Unsettled: names changed meanwhile; look again inside m[0].
+        """
+        w = self.w
+        names, namespace = w[TREE_SEQ], w[NAMESPACE]
+        try:
+            node = self.walk(parts)
+        except MFSCorruptStoreError:
+            if names & 1 or w[TREE_SEQ] != names:
+                raise Unsettled from None
+            raise
+        if not node:
+            if names & 1 or w[TREE_SEQ] != names:
+                raise Unsettled
+            return 0, 0, namespace
+        at = self.nodes_at + node * NODE_WORDS
+        generation = w[at + N_GENERATION]
+        if not generation & 1 or w[at + N_SEQ] & 1 or namespace & 1:
+            raise Unsettled
+        # In this order: generation, sequence, name, generation. A rename that is under way has the sequence odd before
+        # it stores anything else, and until everything else is committed or undone.
+        if parts and not self._is_named(at, parts[-1]):
+            raise Unsettled
+        if w[at + N_GENERATION] != generation or w[NAMESPACE] != namespace:
+            raise Unsettled
+        return node, generation, namespace
+
+    def _is_named(self, at: int, name: bytes) -> bool:
+        word = self.w[at + N_NAME]
+        key = self.hash(self.w[at + N_PARENT], name)
+        return word & _IDENTITY == key | len(name) << NAME_BYTES_SHIFT and self._has_name(at, name)
+
+    def children(self, node: int) -> list[int]:
+        """The entries of a directory. REQUIRES m[0], or that the caller checks that no name changed meanwhile."""
+        w, found = self.w, []
+        before = self.nodes_at + node * NODE_WORDS + D_CHILD
+        child = w[before]
+        backed = w[NODE_BACKED]
+        while child:
+            if child >= backed or len(found) > backed:
+                raise MFSCorruptStoreError("index", before * WORD, "a node", child)
+            found.append(child)
+            before = self.nodes_at + child * NODE_WORDS + N_SIBLINGS
+            child = w[before] & LOW32
+        return found
+
+    def path(self, node: int) -> str:
+        """The path of a node, for people; "?" where it can't be told."""
+        parts: list[str] = []
+        for _ in range(2048):
+            if node == ROOT:
+                return "/" + "/".join(reversed(parts))
+            if not 0 < node < self.w[NODE_BACKED]:
+                break
+            at = self.nodes_at + node * NODE_WORDS
+            if self.kind(node) not in (KIND_FILE, KIND_DIR):
+                return "(removed)"
+            parts.append(self.name(at).decode("utf-8", "replace"))
+            node = self.w[at + N_PARENT]
+        return "?"
+
+    # ---- nodes
+
+    def check_limit(self, section: Section) -> None:
+        """MFSNodeLimitExceededError if the store may have no more files and directories."""
+        if self.nodes_max:
+            count = section.plan[FILES] + section.plan[DIRS]
+            if count >= self.nodes_max:
+                raise MFSNodeLimitExceededError(count, self.nodes_max)
+
+    def take_node(self, section: Section) -> int:
+        """A free node, taken. Its words may be stored plainly until the commit: nobody looks at a free node."""
+        plan = section.plan
+        node = plan[NODE_FREE]
+        if node:
+            at = self.check_node(node, NODE_FREE)
+            plan[NODE_FREE] = plan[at + N_NEXT] & LOW32
+            plan[at + N_NEXT] = 0
+            return node
+        node = plan[NODE_BREAK]
+        if node >= section.w[NODE_BACKED]:
+            raise NeedNodes
+        plan[NODE_BREAK] = node + 1
+        return node
+
+    def free_node(self, section: Section, node: int) -> None:
+        """Give a node back; its generation must be even in the plan."""
+        plan = section.plan
+        at = self.nodes_at + node * NODE_WORDS
+        plan[at + N_NAME] = KIND_FREE << KIND_SHIFT
+        plan[at + N_NEXT] = plan[NODE_FREE]
+        plan[NODE_FREE] = node
+
+    def grow(self) -> None:
+        """Memory for more nodes. Outside any section. MFSNoSpaceError."""
+        w = self.w
+        backed = w[NODE_BACKED]
+        more = min(max(NODE_STEP, backed // 2 // NODE_STEP * NODE_STEP), NODE_GROWTH_MOST, self.nodes_cap - backed)
+        if more <= 0:
+            raise MFSNodeLimitExceededError(backed, self.nodes_cap)
+        self.store.index.back((self.nodes_at + backed * NODE_WORDS) * WORD, more * NODE_WORDS * WORD)
+
+        def publish(section: Section) -> None:
+            w[NODE_BACKED] = max(w[NODE_BACKED], backed + more)
+
+        self.store.sections.run(publish)
+
+    def make(self, section: Section, kind: int) -> int:
+        """A new node of that kind, without a name; its lock word is 0. The caller enters its mutex if it gets a name."""
+        w = section.w
+        node = self.take_node(section)
+        at = self.nodes_at + node * NODE_WORDS
+        now = time.time_ns()
+        for word in (N_LOCK, N_SIZE, N_CONTENT, N_RUN, N_RUNS, N_CAPACITY, N_PARENT, N_SIBLINGS, N_STAMP, N_PIN):
+            w[at + word] = 0
+        w[at + N_CREATED] = now
+        w[at + N_MODIFIED] = now
+        w[at + N_SEQ] = w[at + N_SEQ] + 1 | 1
+        w[at + N_NAME] = KIND_DRAFT << KIND_SHIFT
+        generation = w[at + N_GENERATION]
+        section.plan[at + N_GENERATION] = generation + 1
+        section.plan.never_back(at + N_GENERATION, generation + 2)
+        section.even(at + N_SEQ)
+        counter = DIRS if kind == KIND_DIR else FILES
+        section.plan[counter] = section.plan[counter] + 1
+        return node
+
+    def unmake(self, section: Section, node: int, kind: int) -> None:
+        """Free a file or directory that has no name any more (and no content)."""
+        plan = section.plan
+        at = self.nodes_at + node * NODE_WORDS
+        plan[at + N_GENERATION] = plan[at + N_GENERATION] + 1 & ~1
+        rest = plan[at + N_NEXT] >> 32
+        if rest:
+            self.free_node(section, rest)
+        self.free_node(section, node)
+        counter = DIRS if kind == KIND_DIR else FILES
+        plan[counter] = plan[counter] - 1
+
+    # ---- names
+
+    def link(self, section: Section, node: int, kind: int, parent: int, name: bytes, *, fresh: bool = False) -> None:
+        """Give a nameless node a name. *fresh*: the node was made in this very section, so that nobody sees its words."""
+        plan, w = section.plan, section.w
+        at = self.nodes_at + node * NODE_WORDS
+        key = self.hash(parent, name)
+        bucket = self.bucket(key, plan[BUCKETS])
+        rest = self._write_text(section, at, name, fresh=fresh)
+        words = w if fresh else plan
+        words[at + N_PARENT] = parent
+        words[at + N_NAME] = key | len(name) << NAME_BYTES_SHIFT | kind << KIND_SHIFT
+        first = plan[self.nodes_at + parent * NODE_WORDS + D_CHILD]
+        words[at + N_SIBLINGS] = first
+        if first:
+            sibling = self.check_node(first, at) + N_SIBLINGS
+            plan[sibling] = node << 32 | plan[sibling] & LOW32
+        plan[self.nodes_at + parent * NODE_WORDS + D_CHILD] = node
+        plan[at + N_NEXT] = plan[bucket] | rest << 32
+        plan[bucket] = node
+        section.renames()
+        if fresh:
+            self._split(section)
+
+    def _write_text(self, section: Section, at: int, name: bytes, *, fresh: bool) -> int:
+        """Store the name's bytes; returns the node with the rest of a long name, or 0."""
+        start = (at + N_TEXT) * WORD
+        head, tail = name[:TEXT_BYTES], name[TEXT_BYTES:]
+        if fresh:
+            self.mm[start : start + len(head)] = head
+        else:
+            padded = head.ljust(-(-len(head) // WORD) * WORD, b"\0")
+            for word in range(len(padded) // WORD):
+                section.plan[at + N_TEXT + word] = int.from_bytes(padded[word * WORD : (word + 1) * WORD], "little")
+        if not tail:
+            return 0
+        rest = self.take_node(section)
+        more = self.nodes_at + rest * NODE_WORDS
+        section.w[more + N_NAME] = KIND_NAME << KIND_SHIFT
+        self.mm[(more + N_TEXT) * WORD : (more + N_TEXT) * WORD + len(tail)] = tail
+        return rest
+
+    def unlink(self, section: Section, node: int) -> None:
+        """Take a node's name away; what it was stays to be freed or linked again."""
+        plan = section.plan
+        at = self.nodes_at + node * NODE_WORDS
+        self._leave_bucket(section, node, at)
+        links = plan[at + N_SIBLINGS]
+        before, after = links >> 32, links & LOW32
+        if before:
+            sibling = self.check_node(before, at + N_SIBLINGS) + N_SIBLINGS
+            plan[sibling] = plan[sibling] & ~LOW32 | after
+        else:
+            plan[self.check_node(plan[at + N_PARENT], at + N_PARENT) + D_CHILD] = after
+        if after:
+            sibling = self.check_node(after, at + N_SIBLINGS) + N_SIBLINGS
+            plan[sibling] = before << 32 | plan[sibling] & LOW32
+        section.renames()
+
+    def _leave_bucket(self, section: Section, node: int, at: int) -> None:
+        plan = section.plan
+        before = self.bucket(plan[at + N_NAME] & LOW32, plan[BUCKETS])
+        steps = 0
+        while plan[before] & LOW32 != node:
+            before = self.check_node(plan[before] & LOW32, before) + N_NEXT
+            steps += 1
+            if steps > section.w[NODE_BACKED]:
+                raise MFSCorruptStoreError("index", before * WORD, "a bucket that ends", plan[before])
+        plan[before] = plan[before] & ~LOW32 | plan[at + N_NEXT] & LOW32
+
+    def _split(self, section: Section) -> None:
+        """Split the next bucket, if there are more names than buckets; put off if it is long or has no memory."""
+        plan, w = section.plan, section.w
+        buckets = plan[BUCKETS]
+        if plan[FILES] + plan[DIRS] <= buckets:
+            return
+        if buckets >= w[BUCKETS_BACKED]:
+            self.store.wants_buckets = True
+            return
+        level = buckets.bit_length() - 1
+        old, new = self.buckets_at + buckets - (1 << level), self.buckets_at + buckets
+        stay, go, node = [], [], plan[old]
+        while node:
+            at = self.check_node(node, old)
+            (go if plan[at + N_NAME] >> level & 1 else stay).append(node)
+            node = plan[at + N_NEXT] & LOW32
+            if len(stay) + len(go) > SPLIT_NODES_MAX:
+                return
+        for head, chain in ((old, stay), (new, go)):
+            before = head
+            for node in [*chain, 0]:
+                if plan[before] & LOW32 != node:
+                    plan[before] = (plan[before] & ~LOW32 if before != head else 0) | node
+                before = self.nodes_at + node * NODE_WORDS + N_NEXT
+        plan[BUCKETS] = buckets + 1
+
+    def grow_buckets(self) -> None:
+        """Memory for as many buckets again. Outside any section; MFSNoSpaceError only costs longer chains."""
+        w = self.w
+        backed = w[BUCKETS_BACKED]
+        more = min(max(backed, PAGE_WORDS), -(-self.nodes_cap // PAGE_WORDS) * PAGE_WORDS - backed)
+        if more <= 0:
+            return
+        self.store.index.back((self.buckets_at + backed) * WORD // PAGE * PAGE, more * WORD)
+
+        def publish(section: Section) -> None:
+            w[BUCKETS_BACKED] = max(w[BUCKETS_BACKED], backed + more)
+
+        self.store.sections.run(publish)

@@ -1,0 +1,154 @@
+"""Fixtures of the whole suite: stores that end with a check of every invariant and leave nothing in /dev/shm.
+
+`fs` is a private store, `named` a named one, `stores` makes more of either.  Hypothesis runs in the profile that
+DMEMFS_SHM_TEST_PROFILE names: `default` (few examples, the same ones each time) or `thorough`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import uuid
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from dmemfs_shm import MemoryFileSystem
+from dmemfs_shm.errors import MFSClosedError, MFSStoreGoneError
+
+MIB = 1 << 20
+
+settings.register_profile(
+    "default",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=400,
+    stateful_step_count=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile(
+    "thorough", settings.get_profile("default"), derandomize=False, max_examples=2000, stateful_step_count=100
+)
+settings.load_profile(os.environ.get("DMEMFS_SHM_TEST_PROFILE", "default"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make every warning an error, first in the list, so that a reasoned `ignore` in the configuration still counts."""
+    filters = config.getini("filterwarnings")
+    if "error" not in filters:
+        filters.insert(0, "error")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is loaded by now out of every later collection, which would look at it after each test."""
+    gc.collect()
+    gc.freeze()
+
+
+def mark_of(fs: MemoryFileSystem) -> str:
+    """What the names of a store's segments and semaphores contain besides its name: the hexadecimal uuid."""
+    identity: Any = fs.uuid
+    if isinstance(identity, bytes):
+        return identity.hex()
+    return str(identity).replace("-", "").lower()
+
+
+def entries_of(*marks: str) -> list[str]:
+    """The entries of /dev/shm that carry one of these names or uuids."""
+    found = []
+    for entry in os.listdir("/dev/shm"):
+        if "dmemfs-" in entry and any(m in entry or m in entry.replace("-", "") for m in marks):
+            found.append(entry)
+    return sorted(found)
+
+
+class Stores:
+    """Makes stores for one test; knows what each of them is called, and takes all of them down."""
+
+    def __init__(self) -> None:
+        self.tag = f"t-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._names: list[str] = []
+        self._marks: list[str] = [self.tag]
+        self._kept: list[MemoryFileSystem] = []
+
+    def name(self) -> str:
+        """A name no other store has, to be destroyed at the end if it stands."""
+        name = self.tag if not self._names else f"{self.tag}.{len(self._names)}"
+        self._names.append(name)
+        return name
+
+    def watch(self, fs: MemoryFileSystem) -> MemoryFileSystem:
+        """Expect nothing left of it at the end; keeps no reference."""
+        self._marks.append(mark_of(fs))
+        return fs
+
+    def keep(self, fs: MemoryFileSystem) -> MemoryFileSystem:
+        """Check and close it at the end, too."""
+        self._kept.append(self.watch(fs))
+        return fs
+
+    def private(self, max_quota: int = 16 * MIB, **options: Any) -> MemoryFileSystem:
+        """A private store."""
+        return self.keep(MemoryFileSystem(max_quota=max_quota, **options))
+
+    def create(self, name: str | None = None, max_quota: int = 16 * MIB, **options: Any) -> MemoryFileSystem:
+        """A named store, under a fresh name unless one is given."""
+        return self.keep(MemoryFileSystem.create(name or self.name(), max_quota=max_quota, **options))
+
+    def attach(self, name: str, **options: Any) -> MemoryFileSystem:
+        """Another object on a store that stands."""
+        return self.keep(MemoryFileSystem.attach(name, **options))
+
+    def finish(self) -> list[str]:
+        """Check, close and destroy everything, and collect what was forgotten; the findings, empty when all is well."""
+        findings = []
+        while self._kept:
+            fs = self._kept.pop()
+            try:
+                findings += [f"{fs.name}: {finding}" for finding in fs.check()]
+            except (MFSClosedError, MFSStoreGoneError):
+                pass
+            finally:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ResourceWarning)
+                    fs.close()
+        for name in self._names:
+            try:
+                MemoryFileSystem.destroy(name)
+            except FileNotFoundError:
+                pass
+        gc.collect()
+        return findings + [f"left in /dev/shm: {entry}" for entry in entries_of(*self._marks)]
+
+
+@pytest.fixture(autouse=True)
+def stores() -> Iterator[Stores]:
+    """The stores of one test; at its end every one of them is sound and gone."""
+    made = Stores()
+    try:
+        yield made
+    finally:
+        findings = made.finish()
+    assert findings == []
+
+
+@pytest.fixture
+def fs(stores: Stores) -> MemoryFileSystem:
+    """A private store of 16 MiB."""
+    return stores.private()
+
+
+@pytest.fixture
+def store_name(stores: Stores) -> str:
+    """A name that no other store has."""
+    return stores.name()
+
+
+@pytest.fixture
+def named(stores: Stores, store_name: str) -> MemoryFileSystem:
+    """A named store of 16 MiB, called `store_name`."""
+    return stores.create(store_name)

@@ -1,0 +1,69 @@
+"""`program` runs a script as a user would, and sees that it leaves nothing in /dev/shm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SHM = Path("/dev/shm")
+
+#: Longer than any of the programs may take; reaching it means a hang.
+DEADLINE_S = 100.0
+#: How long another test's store may look abandoned, between a death and the next attach.
+GRACE_S = 20.0
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def in_use() -> set[str]:
+    """The names in /dev/shm that some living process has mapped or open."""
+    names = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "maps").read_text().split()
+            words += [os.readlink(link) for link in (process / "fd").iterdir()]
+        except OSError:
+            continue  # gone meanwhile, or not ours
+        names.update(word.removeprefix(f"{SHM}/") for word in words if word.startswith(f"{SHM}/"))
+    return names
+
+
+def ours() -> set[str]:
+    """The names in /dev/shm of all stores there are."""
+    return {entry for entry in os.listdir(SHM) if entry.startswith(("dmemfs-", "sem.dmemfs-"))}
+
+
+@pytest.fixture
+def program() -> Program:
+    """Runs Python with these arguments in the repository; returns the completed process, with its output as text.
+
+    Afterwards every name that came to /dev/shm meanwhile must go or be in use: other tests may run at the same time.
+    """
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        before = ours()
+        command = [sys.executable, *map(str, arguments)]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as in an activated environment
+        environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "default::ResourceWarning"}
+        settings = {"cwd": REPOSITORY, "env": environment, "start_new_session": True, "text": True}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings) as process:
+            try:
+                out, err = process.communicate(timeout=DEADLINE_S)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        deadline = time.monotonic() + GRACE_S
+        while (left := ours() - before - in_use()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left, f"left in /dev/shm: {sorted(left)}\n{out}{err}"
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    return run

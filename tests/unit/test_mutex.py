@@ -1,0 +1,688 @@
+"""The crash-safe mutex: exclusion, death, stopping, and exceptions at any instruction."""
+
+from __future__ import annotations
+
+import ctypes
+import dis
+import itertools
+import mmap
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+
+from dmemfs_shm.errors import MFSReentrantCallError, MFSStoreBusyError, MFSStoreGoneError
+from dmemfs_shm.store import attachment, mutex
+from dmemfs_shm.store.attachment import Attachment
+from dmemfs_shm.store.journal import Plan, commit
+from dmemfs_shm.store.layout import (
+    FREE,
+    LB_RECOVER,
+    N_CREATED,
+    N_MODIFIED,
+    NO_CLAIM,
+    RECOVERIES,
+    REC_STATE,
+    REC_WRITER,
+    S_CLAIM,
+    generation_at,
+)
+
+from ..crash.harness import short_slices, system_calls
+from ..lockstore import (
+    BOTH,
+    give_back,
+    inside,
+    leftovers,
+    lock,
+    lock_findings,
+    lock_store,
+    settle,
+    unlock,
+)
+from ..processes import Link, Task, call_in_child, child, until
+
+NODE = 5
+K = 1 + NODE % 16
+
+backends = pytest.mark.parametrize("backend", BOTH)
+
+
+@pytest.fixture(params=BOTH)
+def store(request: pytest.FixtureRequest) -> Iterator[Attachment]:
+    """A store with either backend."""
+    with lock_store(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def generations() -> Iterator[Attachment]:
+    """A store whose mutexes have generations."""
+    with lock_store() as made:
+        yield made
+
+
+def sound(store: Attachment) -> list[str]:
+    settle(store)
+    return lock_findings(store)
+
+
+# ---- exclusion
+
+
+def count_up(name: str, counter: Any, times: int) -> None:
+    store = attachment.attach(name)
+
+    def body() -> None:
+        counter[0] = counter[0] + 1
+
+    def run() -> None:
+        for _ in range(times):
+            inside(store, K, body)
+
+    tasks = [Task(run) for _ in range(2)]
+    for task in tasks:
+        task.result()
+    attachment.release(store)
+
+
+def test_exclusion(store: Attachment) -> None:
+    """Between the threads of several processes no increment is lost."""
+    counter = memoryview(mmap.mmap(-1, 4096)).cast("Q")
+
+    def work(link: Link) -> None:
+        link.recv()
+        count_up(store.name, counter, 1000)
+
+    with child("fork", work) as one, child("fork", work) as two, child("fork", work) as three:
+        for each in (one, two, three):
+            each.send("go")
+        for each in (one, two, three):
+            each.receive()
+    assert counter[0] == 6000
+    assert sound(store) == []
+
+
+def test_two_at_once(store: Attachment) -> None:
+    """A thread may be in two mutexes; giving up rolls back and leaves both."""
+    thread = store.threads.enter()
+    outer, inner = store.mutexes[0], store.mutexes[K]
+    at = store.layout.node_at(NODE)
+    outer.acquire(thread)
+    inner.acquire_inner(thread)
+    store.w[outer.journal + 1], store.w[outer.journal + 2], store.w[outer.journal] = at + N_CREATED, 5, 1
+    inner.abandon(thread)
+    outer.abandon(thread)
+    assert store.w[at + N_CREATED] == 5
+    assert sound(store) == []
+
+
+# ---- death
+
+
+def die_with_the_token(link: Link, name: str) -> None:
+    store = attachment.attach(name)
+    inside(store, K, lambda: None)
+    store.mutexes[K]._semaphore.acquire(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_lost_token(generations: Attachment) -> None:
+    """A token that died with its taker is revoked; the mutex goes on with a new generation."""
+    store = generations
+    with child("fork", die_with_the_token, store.name) as running:
+        running.join()
+        inside(store, K, lambda: None, 10)
+        assert store.w[generation_at(K)] == 2
+        assert sound(store) == []
+
+
+def die_inside(link: Link, name: str) -> None:
+    store = attachment.attach(name)
+    at = store.layout.node_at(NODE)
+
+    def body() -> None:
+        journal = store.mutexes[K].journal
+        store.w[journal + 1], store.w[journal + 2] = at + N_CREATED, store.w[at + N_CREATED]
+        store.w[journal] = 1
+        store.w[at + N_CREATED] = 1234
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    inside(store, K, body)
+
+
+def test_dead_holder(store: Attachment) -> None:
+    """What it had begun is rolled back before the next one is let in."""
+    at = store.layout.node_at(NODE)
+    store.w[at + N_CREATED] = 17
+    with child("fork", die_inside, store.name) as running:
+        running.join()
+        seen: list[int] = []
+        inside(store, K, lambda: seen.append(store.w[at + N_CREATED]), 10)
+        assert seen == [17]
+        assert sound(store) == []
+
+
+# ---- stopping
+
+
+def stop_inside(link: Link, name: str) -> None:
+    store = attachment.attach(name)
+    inside(store, K, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    attachment.release(store)
+
+
+def wait_until_stopped(pid: int) -> None:
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
+def test_stopped_holder(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps the mutex, however long; who waits is told who it is. Nothing is revoked."""
+    monkeypatch.setattr(mutex, "GRACE_S", 0.15)
+    with child("fork", stop_inside, store.name) as running:
+        wait_until_stopped(running.pid)
+        try:
+            with pytest.raises(MFSStoreBusyError) as caught:
+                inside(store, K, lambda: pytest.fail("two holders"), 0.0)
+            assert f"process {running.pid} " in str(caught.value)
+        finally:
+            os.kill(running.pid, signal.SIGCONT)
+        running.receive()
+        running.join()
+        assert sound(store) == []
+        assert store.w[generation_at(K)] == 0
+
+
+def stop_with_the_token(link: Link, name: str) -> None:
+    """Stop between taking the token and saying so."""
+    store = attachment.attach(name)
+    inside(store, K, lambda: None)
+
+    def event(what: str) -> None:
+        if what == "sem_wait" and not stopped:
+            stopped.append(True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    stopped: list[bool] = []
+    with system_calls(event) as wrapper:
+        store.mutexes[K]._semaphore = wrapper(store.mutexes[K]._semaphore)
+        inside(store, K, lambda: link.send("inside"))
+    attachment.release(store)
+
+
+def test_stopped_before_its_claim(generations: Attachment) -> None:
+    """Who was stopped with the token in hand, and found his generation revoked, does not get in beside the next one."""
+    store = generations
+    with child("fork", stop_with_the_token, store.name) as running:
+        wait_until_stopped(running.pid)
+
+        def body() -> None:
+            os.kill(running.pid, signal.SIGCONT)
+            assert not running.link.poll(0.3), "two holders"
+
+        try:
+            inside(store, K, body, 10)
+        finally:
+            os.kill(running.pid, signal.SIGCONT)
+        assert running.receive() == "inside"
+        running.receive()
+        assert store.w[generation_at(K)] >= 2
+        assert sound(store) == []
+
+
+def test_false_suspicion(generations: Attachment) -> None:
+    """A live holder's generation is not revoked; recovering a mutex that nobody has does nothing."""
+    store = generations
+    inside(store, K, lambda: None)
+    assert store.recovery.recover(K, None)
+    assert store.w[RECOVERIES] == 0
+
+    def body() -> None:
+        assert not store.recovery.recover(K, None)
+
+    inside(store, K, body)
+    assert store.w[generation_at(K)] == 0
+    assert sound(store) == []
+
+
+def test_revoked_under_a_claim(generations: Attachment) -> None:
+    """A revoker that died half way is put right by whom it suspected (a6), who keeps the mutex."""
+    store = generations
+    at = generation_at(K)
+
+    def event(what: str) -> None:
+        if what == "sem_wait" and store.w[at] == 0:
+            store.w[at] = 1  # revoked between the token and the claim, by one who dies then
+
+    with system_calls(event) as wrapper:
+        inside(store, K, lambda: None)
+        store.mutexes[K]._semaphore = wrapper(store.mutexes[K]._semaphore)
+        during: list[int] = []
+        inside(store, K, lambda: during.append(store.w[at]))
+        store.mutexes[K]._semaphore = store.mutexes[K]._semaphore.it
+    assert during == [0]
+    assert sound(store) == []
+
+
+# ---- a gate that was left shut
+
+
+def test_thread_that_vanished(store: Attachment) -> None:
+    """What a thread left that was hit by exceptions in its own repair is repaired by the next thread that comes."""
+    at = store.layout.node_at(NODE)
+
+    def vanish() -> None:
+        each = store.mutexes[K]
+        each.acquire(store.threads.enter())
+        store.w[each.journal + 1], store.w[each.journal + 2] = at + N_CREATED, 17
+        store.w[each.journal] = 1
+        store.w[at + N_CREATED] = 1234
+
+    Task(vanish).result()
+    seen: list[int] = []
+    inside(store, K, lambda: seen.append(store.w[at + N_CREATED]), 10)
+    assert seen == [17]
+    assert sound(store) == []
+
+
+def test_gate_of_a_busy_thread(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is inside is not taken for one that vanished; waiting for it ends with the timeout."""
+    monkeypatch.setattr(mutex, "GRACE_S", 0.3)
+    entered, leave = threading.Event(), threading.Event()
+
+    def body() -> None:
+        entered.set()
+        assert leave.wait(60)
+
+    task = Task(inside, store, K, body)
+    try:
+        assert entered.wait(60)
+        with pytest.raises(MFSStoreBusyError):
+            inside(store, K, lambda: pytest.fail("two holders"), 0.0)
+    finally:
+        leave.set()
+        task.result()
+    assert sound(store) == []
+
+
+def test_thread_that_never_pauses(store: Attachment) -> None:
+    """It does not keep another thread of its process out, although the GIL changes hands while it is inside."""
+    ready, end = threading.Event(), threading.Event()
+
+    def run() -> None:
+        while not end.is_set():
+            inside(store, K, ready.set)
+
+    task = Task(run)
+    try:
+        assert ready.wait(60)
+        for _ in range(50):
+            inside(store, K, lambda: None, 20)
+    finally:
+        end.set()
+        task.result()
+    assert sound(store) == []
+
+
+def test_waiter_that_vanished(store: Attachment) -> None:
+    """A thread that had its turn at the gate reserved, and is gone, is passed over."""
+    gone: list[Any] = []
+    Task(lambda: gone.append(store.threads.thread)).result()
+    store.mutexes[K]._waiting.append(gone[0])
+    inside(store, K, lambda: None, 20)
+    assert not store.mutexes[K]._waiting
+    assert sound(store) == []
+
+
+# ---- exceptions at any instruction
+
+
+class At:
+    """A trace function that acts once, at the n-th place in the store's code where the interpreter looks for signals.
+
+    These are the places after a call, after the head of a function and after a jump back: `with lock:` cannot be
+    interrupted between locking and entering the block, for instance, though a trace function could do that.
+    """
+
+    FOLDER = os.path.dirname(mutex.__file__) + os.sep
+    places: ClassVar[dict[Any, set[int]]] = {}
+
+    @classmethod
+    def places_of(cls, code: Any) -> set[int]:
+        if code not in cls.places:
+            instructions = list(dis.get_instructions(code))
+            cls.places[code] = {
+                following.offset
+                for instruction, following in itertools.pairwise(instructions)
+                if instruction.opname.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "INSTRUMENTED_"))
+            } | {i.argval for i in instructions if i.opname == "JUMP_BACKWARD"}
+        return cls.places[code]
+
+    def __init__(self, number: int, act: Callable[[], None]) -> None:
+        self.left = number
+        self.act = act
+        self.acted = False
+
+    def __call__(self, frame: Any, event: str, _argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(self.FOLDER):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_lasti in self.places_of(frame.f_code):
+            self.left -= 1
+            if self.left < 0 and not self.acted:
+                self.acted = True
+                self.act()
+        return self
+
+    def run(self, function: Callable[[], None]) -> None:
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            function()
+        finally:
+            sys.settrace(before)
+
+
+def count_places(function: Callable[[], None]) -> int:
+    at = At(1 << 40, lambda: None)
+    at.run(function)
+    return (1 << 40) - at.left
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def lock_and_unlock(store: Attachment, kind: int, made: list[int]) -> None:
+    made.append(store.rw.lease())
+    assert store.rw.lock(NODE, 1, 0, made[0], kind, None)
+    store.rw.unlock(made[0])
+    made.clear()
+
+
+@pytest.mark.parametrize("kind", [0, REC_WRITER], ids=["shared", "exclusive"])
+def test_interrupted_anywhere(store: Attachment, kind: int) -> None:
+    """KeyboardInterrupt anywhere in lock and unlock: no lock is lost or held twice, no gate stays shut."""
+    warm: list[int] = []
+    lock_and_unlock(store, kind, warm)
+    count = count_places(lambda: lock_and_unlock(store, kind, []))
+    assert count > 20
+    for number in range(count):
+        made: list[int] = []
+        with pytest.raises(KeyboardInterrupt):
+            At(number, interrupt).run(lambda made=made: lock_and_unlock(store, kind, made))
+        for record in made:
+            if record not in store.rw.free:
+                give_back(store, record)
+        unlock(store, lock(store, NODE, REC_WRITER, 10))
+        assert not any(each._gate for each in store.mutexes)
+        assert not store.threads.thread.inside
+        assert store.w[store.mutexes[K].journal] == 0
+    assert sound(store) == []
+
+
+def test_interrupted_transaction(store: Attachment) -> None:
+    """KeyboardInterrupt anywhere in a section: both of its words changed, or neither."""
+    at = store.layout.node_at(NODE)
+
+    def body() -> None:
+        plan = Plan(store.w)
+        plan[at + N_CREATED] = store.w[at + N_CREATED] + 1
+        plan[at + N_MODIFIED] = store.w[at + N_MODIFIED] + 1
+        commit(store.w, store.mutexes[K].journal, plan)
+
+    count = count_places(lambda: inside(store, K, body))
+    for number in range(count):
+        with pytest.raises(KeyboardInterrupt):
+            At(number, interrupt).run(lambda: inside(store, K, body))
+        inside(store, K, lambda: None, 10)
+        assert store.w[at + N_CREATED] == store.w[at + N_MODIFIED]
+    assert sound(store) == []
+
+
+def test_interrupted_giving_back_the_lock_of_recovery(generations: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in place of the unlock: others can still recover."""
+    store = generations
+    real = type(store.locks).unlock
+    hits: list[int] = []
+
+    def unlock_once(self: Any, byte: int) -> None:
+        if byte == LB_RECOVER and not hits:
+            hits.append(byte)
+            raise KeyboardInterrupt
+        real(self, byte)
+
+    monkeypatch.setattr(type(store.locks), "unlock", unlock_once)
+
+    def event(what: str) -> None:
+        if what == "sem_wait" and store.w[generation_at(K)] == 0:
+            store.w[generation_at(K)] = 1  # so that a6 takes the lock of recovery
+
+    inside(store, K, lambda: None)
+    with system_calls(event) as wrapper:
+        store.mutexes[K]._semaphore = wrapper(store.mutexes[K]._semaphore)
+        with pytest.raises(KeyboardInterrupt):
+            inside(store, K, lambda: None)
+        store.mutexes[K]._semaphore = store.mutexes[K]._semaphore.it
+    assert hits
+    assert sound(store) == []
+
+
+class Stray(BaseException):
+    """Raised in a thread by another one."""
+
+
+def be_shot_at(backend: str) -> list[str]:
+    """Lock and unlock in a thread that another one raises exceptions in, until each of 150 has struck."""
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    with lock_store(backend) as store:
+        struck = [0]
+        ready, end = threading.Event(), threading.Event()
+
+        def run() -> None:
+            ready.set()
+            while not end.is_set():
+                record = -1
+                try:
+                    try:
+                        record = store.rw.lease()
+                        store.rw.lock(NODE, 1, 0, record, REC_WRITER, None)
+                        store.rw.unlock(record)
+                        record = -1
+                    except Stray:
+                        struck[0] += 1
+                        if record >= 0 and record not in store.rw.free:
+                            give_back(store, record)
+                except Stray:  # in the handler: once more, as a caller would that closes what it has
+                    struck[0] += 1
+                    if record >= 0 and record not in store.rw.free:
+                        give_back(store, record)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        ready.wait()
+        pause = threading.Event()
+        for number in range(150):
+            before = struck[0]
+            raise_in(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Stray))
+            until(lambda before=before: struck[0] > before or not thread.is_alive(), "the exception strikes")
+            pause.wait(0.0001 * (number % 7))
+            unlock(store, lock(store, NODE, 0, 20))
+        end.set()
+        thread.join(20)
+        return [f"alive: {thread.is_alive()}"] * thread.is_alive() + sound(store)
+
+
+@backends
+def test_exceptions_from_another_thread(backend: str) -> None:
+    """PyThreadState_SetAsyncExc at times of its own: no lock lost, others go on."""
+    assert call_in_child("fork", be_shot_at, backend) == []
+
+
+def be_signalled(backend: str) -> list[str]:
+    """Lock and unlock under a timer signal whose handler raises KeyboardInterrupt."""
+    with lock_store(backend) as store:
+
+        def handler(_number: int, _frame: Any) -> None:
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGVTALRM, handler)
+        struck, number = 0, 0
+        while struck < 200:
+            record, number = store.rw.lease(), number + 1
+            try:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0.00001 * (1 + number % 40))
+                for _ in range(20000):
+                    store.rw.lock(NODE, 1, 0, record, REC_WRITER, None)
+                    store.rw.unlock(record)
+                    store.rw.free.pop()
+            except KeyboardInterrupt:
+                struck += 1
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            if store.w[record] & REC_STATE == FREE:
+                if record not in store.rw.free:
+                    store.rw.free.append(record)
+            else:
+                give_back(store, record)
+        return sound(store)
+
+
+@backends
+def test_signals(backend: str) -> None:
+    """KeyboardInterrupt from real signals: no lock lost, no gate shut."""
+    assert call_in_child("fork", be_signalled, backend) == []
+
+
+# ---- signal handlers that use the filesystem
+
+
+def test_handler_inside_a_section(store: Attachment) -> None:
+    """It is refused, and the section goes on unharmed."""
+    at = store.layout.node_at(NODE)
+
+    def handler() -> None:
+        for node in (NODE, NODE + 1):
+            with pytest.raises(MFSReentrantCallError):
+                lock(store, node)
+
+    def body() -> None:
+        handler()
+        plan = Plan(store.w)
+        plan[at + N_CREATED] = 99
+        commit(store.w, store.mutexes[K].journal, plan)
+
+    inside(store, K, body)
+    assert store.w[at + N_CREATED] == 99
+    assert sound(store) == []
+
+
+def test_handler_anywhere(store: Attachment) -> None:
+    """Whatever it interrupts, it either locks and unlocks or is refused; what it interrupted ends as if nothing had been."""
+    outcomes = set()
+
+    def handler() -> None:
+        try:
+            unlock(store, lock(store, NODE + 1))
+            unlock(store, lock(store, NODE + 16))
+        except MFSReentrantCallError:
+            outcomes.add("refused")
+        else:
+            outcomes.add("done")
+
+    lock_and_unlock(store, REC_WRITER, [])
+    count = count_places(lambda: lock_and_unlock(store, REC_WRITER, []))
+    for number in range(count):
+        At(number, handler).run(lambda: lock_and_unlock(store, REC_WRITER, []))
+        assert not any(each._gate for each in store.mutexes), number
+        assert not store.threads.thread.inside
+    assert outcomes == {"refused", "done"}
+    assert sound(store) == []
+
+
+def signal_inside(backend: str) -> tuple[list[str], list[str]]:
+    outcomes = []
+
+    def handler(_number: int, _frame: Any) -> None:
+        try:
+            unlock(store, lock(store, NODE))
+        except MFSReentrantCallError:
+            outcomes.append("refused")
+        else:
+            outcomes.append("done")
+
+    signal.signal(signal.SIGUSR1, handler)
+    with lock_store(backend) as store:
+        signal.raise_signal(signal.SIGUSR1)
+        inside(store, K, lambda: signal.raise_signal(signal.SIGUSR1))
+        signal.raise_signal(signal.SIGUSR1)
+        return outcomes, sound(store)
+
+
+@backends
+def test_a_real_signal_inside(backend: str) -> None:
+    """Refused inside a section, served outside."""
+    assert call_in_child("fork", signal_inside, backend) == (["done", "refused", "done"], [])
+
+
+# ---- a store that was destroyed
+
+
+def test_destroyed(store: Attachment) -> None:
+    """Every section ends with MFSStoreGoneError, used before or not, and nothing new appears in /dev/shm."""
+    inside(store, K, lambda: None)
+    attachment.destroy(store.name)
+    for number in (K, K + 1, 0):
+        with pytest.raises(MFSStoreGoneError):
+            inside(store, number, lambda: pytest.fail("got in"))
+    assert store.recovery.recover(K + 2, None)
+    assert leftovers(store.uuid.hex) == []
+
+
+def test_destroyed_while_waiting(store: Attachment) -> None:
+    """Who waits for a mutex is told."""
+    with child("fork", stop_inside, store.name) as running:
+        wait_until_stopped(running.pid)
+        try:
+            with short_slices():
+                task = Task(inside, store, K, lambda: pytest.fail("two holders"))
+                until(lambda: bool(store.mutexes[K]._gate), "the thread is at the mutex")
+                attachment.destroy(store.name)
+                with pytest.raises(MFSStoreGoneError):
+                    task.result()
+        finally:
+            os.kill(running.pid, signal.SIGCONT)
+        running.join()
+    assert leftovers(store.uuid.hex) == []
+
+
+# ---- after fork
+
+
+def test_fork_inside_a_section(store: Attachment) -> None:
+    """A child forked while a thread is inside has nothing of it: no gate, no claim, no slot."""
+    pids: list[int] = []
+
+    def body() -> None:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                other = attachment.attach(store.name)
+                thread = other.threads.enter()
+                assert other is not store and not other.mutexes[K]._gate and not thread.inside
+                inside(other, K, lambda: None, 20)
+                attachment.release(other)
+                code = 0
+            finally:
+                os._exit(code)
+        pids.append(pid)
+
+    Task(inside, store, K, body).result()
+    _, status = os.waitpid(pids[0], 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert store.w[store.layout.slot_at(store.slot) + S_CLAIM + K] in (NO_CLAIM, 0 if sound(store) else NO_CLAIM)
+    assert sound(store) == []

@@ -1,0 +1,1602 @@
+"""Explicit-state model checkers for the layer on the mutex: file locks, reaping, the namespace, and lock-free reads.
+
+    python tools/model_rw.py            every configuration (a few minutes)
+    python tools/model_rw.py quick      the small ones
+    python tools/model_rw.py mutants    each seeded error must be caught, and its repaired twin must pass
+    python tools/model_rw.py NAME ...   some configurations or mutants
+
+The exit status is 1 on a violation or on a mutant that survives.  The mutex is assumed right (model_mutex.py).  There are two
+models, because two grains are needed.
+
+Locks: a section happens whole or not at all; all between sections (posts, waits, judging who is dead, cleaning a slot) is a
+step of its own, before and after which a process may be killed, time out, or be overtaken.
+
+    record     FREE | QUEUED, GRANTED (by another, not known yet), HELD (known); mode, inode, next, park; DIRTY; DROPPED
+    inode      nread, writer, head, tail, ABANDONED: a cache of the records; generation: odd is live; orphan or free
+    try        LOCK: compare generation and namespace word NS, pump, then hold, or queue, or refuse after judging and reaping
+    slow       NS odd or changed: the same under m[0], where an odd NS that a death left is made even
+    wait       a token or a slice -> chk, a time-out -> tmo: reap, compare the generation, pump, look at the own record
+    hold       release; r+b stores DIRTY before the first change; a finaliser stores DROPPED, its process works it off
+    create, rm, pub (replace, publish), bury (free an orphan), d0-d3 (rename of a directory, rmtree), at_* (a new tenant)
+
+Words: one step is one store, or one load of a lock-free reader.  A transaction publishes its undo entries, stores its values
+one by one, commits, makes the sequence word even; a death before the commit is undone store by store, in reverse, perhaps
+twice.  What makes lock-free reads and lookups right, as the mutants and variants below show:
+
+    a section that lets a name mean another inode or another content (RELEASE of a writer, publish, rename) stores its sequence
+        word odd first, to be undone to s+2 last, and even after the commit; LOCK, reap, creation, removal need not
+    the reader:  name, generation (odd), name again, L == 0, sequence (even), data, L == 0, generation, the same sequence LAST
+    a lookup:    name, generation (odd), name again; a miss counts only under m[0]
+    creation and publication undo the generation to g+2 (modelled with the generation stored last)
+    a rename stores the generation twice: even (g+1, undone to g+4) before the names, odd (g+2, undone to g+3) after them
+
+Checked in Locks: V1 a writer excludes all, the cache equals the records; V2 the queue is the arrival order; V3 no head that
+could hold is left waiting; V4 who believes to hold has a HELD record on the inode that its path means, or an orphan it held
+before; V5 a refusal has a cause that was not dead when judged; V6 nothing leaks, ABANDONED is set for what a death left half
+changed and for nothing else, an orphan is freed exactly once, after its readers; V7 the end is reachable by fair steps alone.
+Checked in Words: what a reader accepts was the committed content of that name at some moment of the read, an absence too; who
+locks after a lock-free lookup locks what the name means.
+
+What is not modelled: NS against lock-free reads (Words has no directories); walks of chains; r+b in Words; the list of records
+that wait for a mutex not to be had in time; redo of import_tree; threads that move parks; quota, and blocks but for the two in
+Words; weak memory; more than 2 tokens on a park; a stop (it is a process that takes no step).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from model_mutex import FAIR, UNFAIR, Model, Mutant, Step, ViolationError, main, put
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Locks: the state.
+
+NONE = -1
+QUEUED, GRANTED, HELD = "queued", "granted", "held"
+LIVE, ORPHAN, UNUSED = "live", "orphan", "unused"
+TOKENS_MAX = 2
+ALL_AT_ONCE = 99
+
+
+class Record(NamedTuple):
+    """One lock record; None stands for FREE."""
+
+    state: str
+    mode: str  # R, or W (wb: changed by opening), or U (r+b: exclusive, changed by the first write)
+    inode: int
+    next: int
+    park: int
+    dirty: bool = False
+    dropped: bool = False
+
+
+class Inode(NamedTuple):
+    """The lock word L, the generation, and whether it is linked, orphaned or free."""
+
+    gen: int
+    kind: str
+    nread: int = 0
+    writer: int = 0
+    head: int = NONE
+    tail: int = NONE
+    abandoned: bool = False
+
+    def idle(self) -> bool:
+        """No holder and no waiter."""
+        return not self.nread and not self.writer and self.head == NONE
+
+
+class Slot(NamedTuple):
+    """One participant: what others can see (epoch, byte), and whether the process lives."""
+
+    epoch: int
+    locked: bool
+    alive: bool
+
+
+class Request(NamedTuple):
+    """What an actor asks for, and what its lookup found."""
+
+    op: str  # open, remove, move, publish, moveall
+    name: int
+    mode: str
+    patience: str  # wait, timed, try
+    inode: int = NONE
+    gen: int = 0
+    ns: int = 0
+    path: int = 0  # how often the directory had been renamed
+
+
+class Actor(NamedTuple):
+    """One thread."""
+
+    pc: str
+    left: int = 0
+    want: Request | None = None
+    record: int = NONE
+    posts: tuple[int, ...] = ()  # parks still to be posted
+    judged: tuple[tuple[int, int], ...] | None = None  # the dead (slot, epoch) as seen before this section
+    outer: tuple[Request, int] | None = None  # what it holds while it asks for a second file
+    nested: bool = False
+    at: int = 0
+    changed: bool = False  # ghost: bytes were changed
+    then: Actor | None = None  # after a further batch of grants
+
+
+class Budget(NamedTuple):
+    """What the environment may still do."""
+
+    kills: int
+    tenants: int
+    strays: int
+    forks: int
+
+
+class State(NamedTuple):
+    """Everything. order, ruined, tainted are ghosts: arrivals; changed at a death; DIRTY at a death."""
+
+    records: tuple[Record | None, ...]
+    inodes: tuple[Inode, ...]
+    order: tuple[tuple[int, ...], ...]
+    names: tuple[int, ...]
+    ns: int
+    moved: int
+    slots: tuple[Slot, ...]
+    tokens: tuple[int, ...]
+    actors: tuple[Actor, ...]
+    m0: int  # who is inside m[0] for more than one step
+    mk: tuple[int, ...]  # who is inside m[k] for more than one step
+    pending: tuple[int, State] | None  # a section whose words stand uncommitted: its actor, the state after
+    ruined: tuple[bool, ...]
+    tainted: tuple[bool, ...]
+    child: tuple[str, int, int] | None  # a forked child: (stage, parent's slot, inherited record)
+    budget: Budget
+
+
+DONE, DEAD, JANITOR = Actor("done"), Actor("dead"), Actor("j0")
+
+
+class Section:
+    """The words that one critical section may change, as mutable copies."""
+
+    def __init__(self, model: Locks, s: State) -> None:
+        self.model, self.before = model, s
+        self.records, self.inodes, self.order = list(s.records), list(s.inodes), list(s.order)
+        self.names, self.ns, self.moved = list(s.names), s.ns, s.moved
+        self.ruined, self.tainted = list(s.ruined), list(s.tainted)
+        self.posts: list[int] = []
+
+    def record(self, r: int) -> Record:
+        """A record that is known not to be free."""
+        found = self.records[r]
+        if found is None:
+            raise ViolationError(f"record {r} is free")
+        return found
+
+    def inode(self, f: int, **changes: Any) -> None:
+        """Change words of one inode."""
+        self.inodes[f] = self.inodes[f]._replace(**changes)
+
+    def grantable(self, f: int) -> bool:
+        """Could the head of the queue hold now?"""
+        node = self.inodes[f]
+        if node.head == NONE or node.writer:
+            return False
+        return self.record(node.head).mode == "R" or not node.nread or self.model.mutant == "writer_over_readers"
+
+    def pump(self, f: int) -> None:
+        """Grant from the head: one writer, or every leading reader, at most a batch."""
+        granted = 0
+        while self.grantable(f) and granted < self.model.batch:
+            node, r = self.inodes[f], self.inodes[f].head
+            record = self.record(r)
+            if self.order[f][0] != r:
+                raise ViolationError(f"{r} is granted before {self.order[f][0]}")
+            self.records[r] = record._replace(state=GRANTED, next=NONE)
+            self._count(f, record.mode, 1)
+            self.inode(f, head=record.next, tail=node.tail if record.next != NONE else NONE)
+            self.order[f] = self.order[f][1:]
+            self.posts.append(record.park)
+            granted += 1
+
+    def _count(self, f: int, mode: str, change: int) -> None:
+        node = self.inodes[f]
+        if mode == "R":
+            self.inode(f, nread=node.nread + change)
+        else:
+            self.inode(f, writer=node.writer + change)
+
+    def hold(self, r: int, want: Request, park: int) -> None:
+        """FREE to HELD at once."""
+        self.records[r] = Record(HELD, want.mode, want.inode, NONE, park, dirty=want.mode == "W")
+        self._count(want.inode, want.mode, 1)
+
+    def enqueue(self, r: int, want: Request, park: int) -> None:
+        """FREE to QUEUED, in the last place."""
+        node = self.inodes[want.inode]
+        self.records[r] = Record(QUEUED, want.mode, want.inode, NONE, park)
+        if node.tail != NONE:
+            self.records[node.tail] = self.record(node.tail)._replace(next=r)
+        self.inode(want.inode, head=r if node.head == NONE else node.head, tail=r)
+        self.order[want.inode] += (r,)
+
+    def drop(self, r: int, *, reaped: bool = False) -> None:
+        """Free one record, whatever its state; the caller pumps in the same transaction."""
+        record = self.record(r)
+        f = record.inode
+        if record.state == QUEUED:
+            self._unlink(r, record)
+        else:
+            self._count(f, record.mode, -1)
+            if record.mode != "R":
+                self._closed(f, record, reaped=reaped)
+            elif self.model.mutant == "reader_clears" and not reaped:
+                self.inode(f, abandoned=False)
+        self.records[r] = None
+
+    def _unlink(self, r: int, record: Record) -> None:
+        f, node = record.inode, self.inodes[record.inode]
+        if node.head == r:
+            self.inode(f, head=record.next, tail=node.tail if record.next != NONE else NONE)
+        else:
+            before = node.head
+            while self.record(before).next != r:
+                before = self.record(before).next
+            self.records[before] = self.record(before)._replace(next=record.next)
+            if node.tail == r and self.model.mutant != "unlink_keeps_tail":
+                self.inode(f, tail=before)
+        self.order[f] = tuple(x for x in self.order[f] if x != r)
+
+    def _closed(self, f: int, record: Record, *, reaped: bool) -> None:
+        """A writer goes: a clean close clears ABANDONED, a death with DIRTY sets it, another death leaves it."""
+        mutant = self.model.mutant
+        if not reaped:
+            if record.state == HELD:  # a grant that is given back was no close
+                self.inode(f, abandoned=False)
+                self.ruined[f] = self.tainted[f] = False
+        elif record.dirty or mutant == "granted_is_dirty" or (mutant == "held_is_dirty" and record.state == HELD):
+            self.inode(f, abandoned=True)
+
+    def link(self, name: int) -> int:
+        """Bind a name to a free inode; the generation becomes odd. NONE if there is none."""
+        free = next((f for f, node in enumerate(self.inodes) if node.kind == UNUSED), NONE)
+        if free != NONE:
+            self.inodes[free] = Inode(self.inodes[free].gen + 1, LIVE)
+            self.names[name] = free
+            self.ruined[free] = self.tainted[free] = False
+        return free
+
+    def bury(self, f: int) -> None:
+        """Free an orphan."""
+        if self.inodes[f].kind != ORPHAN:
+            raise ViolationError(f"inode {f} is freed twice")
+        if not self.inodes[f].idle():
+            raise ViolationError(f"inode {f} is freed under its readers")
+        self.inode(f, kind=UNUSED, abandoned=False)
+
+    def words(self) -> dict[str, Any]:
+        """All of it, for State._replace."""
+        return {
+            "records": tuple(self.records),
+            "inodes": tuple(self.inodes),
+            "order": tuple(self.order),
+            "names": tuple(self.names),
+            "ns": self.ns,
+            "moved": self.moved,
+            "ruined": tuple(self.ruined),
+            "tainted": tuple(self.tainted),
+        }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Locks: the steps.
+
+
+@dataclass(frozen=True)
+class Locks:
+    """One configuration. menu[slot]: what its threads may ask, chosen anew each time."""
+
+    menu: tuple[tuple[Request, ...], ...]
+    files: int = 1  # linked at the start; name i means inode i
+    spare_inodes: int = 0
+    spare_names: int = 0
+    loops: int = 1
+    threads: int = 1
+    per_slot: int = 1  # records
+    nest: tuple[Request, ...] = ()
+    kills: int = 0
+    tenants: int = 0
+    strays: int = 0
+    forks: int = 0
+    janitors: tuple[int, ...] = ()  # slots whose process looks after dead slots now and then
+    keepers: tuple[int, ...] = ()  # slots that never release what they got
+    slices: bool = True  # the 50 ms look of a waiter
+    batch: int = ALL_AT_ONCE  # grants in one transaction
+    interrupts: bool = False  # an exception in a wait
+    drops: bool = False  # handles may be left to their finaliser
+    timeouts_fair: bool = False
+    split: bool = False  # LOCK compares in one step and changes words in the next
+    uncommitted: bool = False  # sections that change others' records stand open for a step
+    mutant: str = ""
+    owner: tuple[int, ...] = field(init=False)  # the slot of each actor
+
+    def __post_init__(self) -> None:
+        mains = [slot for slot in range(len(self.menu)) for _ in range(self.threads)]
+        object.__setattr__(self, "owner", (*mains, *self.janitors))
+
+    def initial(self) -> State:
+        count = self.files + self.spare_inodes
+        mains = len(self.owner) - len(self.janitors)
+        inodes = tuple(Inode(1, LIVE) if f < self.files else Inode(0, UNUSED) for f in range(count))
+        return State(
+            records=(None,) * (len(self.menu) * self.per_slot),
+            inodes=inodes,
+            order=((),) * count,
+            names=(*range(self.files), *([NONE] * self.spare_names)),
+            ns=0,
+            moved=0,
+            slots=(Slot(0, locked=True, alive=True),) * len(self.menu),
+            tokens=(0,) * mains,
+            actors=(Actor("idle", self.loops),) * mains + (JANITOR,) * len(self.janitors),
+            m0=NONE,
+            mk=(NONE,) * count,
+            pending=None,
+            ruined=(False,) * count,
+            tainted=(False,) * count,
+            child=None,
+            budget=Budget(self.kills, self.tenants, self.strays, self.forks),
+        )
+
+    def steps(self, s: State) -> Iterator[Step]:
+        """All that can happen next."""
+        yield from self._environment(s)
+        for i, a in enumerate(s.actors):
+            if s.pending and s.pending[0] == i:
+                yield f"commit{i}", FAIR, s.pending[1]
+            elif a.posts:
+                yield f"post{i}>{a.posts[0]}", FAIR, self._posted(s, i, a)
+            elif a.pc not in ("done", "dead"):
+                for label, fair, successor in getattr(self, "_" + a.pc)(s, i, a):
+                    yield f"{label}{i}", fair, successor
+
+    # ----- the environment
+
+    def _environment(self, s: State) -> Iterator[Step]:
+        budget = s.budget
+        for slot, process in enumerate(s.slots):
+            mine = [a for a, owner in zip(s.actors, self.owner, strict=True) if owner == slot]
+            if budget.kills and process.alive and any(a.pc not in ("done", "j0") or a.posts for a in mine):
+                yield f"KILL{slot}", UNFAIR, self._killed(s, slot)
+            if budget.tenants and not process.alive and not process.locked:
+                yield f"attach{slot}", UNFAIR, self._attached(s, slot)
+            if process.alive and not s.pending and self.mutant != "dropped_forgotten":
+                yield from self._work_off(s, slot)
+        for i, count in enumerate(s.tokens):
+            if budget.strays and count < TOKENS_MAX:
+                tokens = put(s.tokens, i, count + 1)
+                yield f"stray{i}", UNFAIR, s._replace(tokens=tokens, budget=budget._replace(strays=budget.strays - 1))
+        if s.child:
+            yield from self._forked_child(s, *s.child)
+
+    def _killed(self, s: State, slot: int) -> State:
+        """SIGKILL of a process: its threads end, the kernel frees its byte and its mutexes, open sections are undone."""
+        ruined, tainted, actors = list(s.ruined), list(s.tainted), list(s.actors)
+        for i, owner in enumerate(self.owner):
+            if owner == slot:
+                for want, _ in self._believed(s, i):
+                    ruined[want.inode] |= want.mode == "W" or (want.mode == "U" and s.actors[i].changed)
+                actors[i] = DEAD
+        for record in s.records[slot * self.per_slot : (slot + 1) * self.per_slot]:
+            if record and record.state == HELD and record.dirty:
+                tainted[record.inode] = True
+        inherited = s.child is not None and s.child[:2] == ("hook", slot)
+        mine = [i for i, owner in enumerate(self.owner) if owner == slot]
+        return s._replace(
+            actors=tuple(actors),
+            ruined=tuple(ruined),
+            tainted=tuple(tainted),
+            slots=put(s.slots, slot, Slot(s.slots[slot].epoch, locked=inherited, alive=False)),
+            m0=NONE if s.m0 in mine else s.m0,
+            mk=tuple(NONE if i in mine else i for i in s.mk),
+            pending=None if s.pending and s.pending[0] in mine else s.pending,
+            budget=s.budget._replace(kills=s.budget.kills - 1),
+        )
+
+    def _attached(self, s: State, slot: int) -> State:
+        """A new process locks the byte of a dead slot; it is a participant before it has cleaned it."""
+        mains = len(self.owner) - len(self.janitors)
+        actors = tuple(
+            a if owner != slot else Actor("at_ep", self.loops) if i < mains else JANITOR
+            for i, (a, owner) in enumerate(zip(s.actors, self.owner, strict=True))
+        )
+        early = self.mutant == "epoch_before_lock"
+        process = Slot(s.slots[slot].epoch + early, locked=not early, alive=True)
+        budget = s.budget._replace(tenants=s.budget.tenants - 1)
+        return s._replace(actors=actors, slots=put(s.slots, slot, process), budget=budget)
+
+    def _work_off(self, s: State, slot: int) -> Iterator[Step]:
+        """The next operation of a process releases what its finalisers noted."""
+        for r in range(slot * self.per_slot, (slot + 1) * self.per_slot):
+            record = s.records[r]
+            if record and record.dropped and s.mk[record.inode] == NONE:
+                section = Section(self, s)
+                section.drop(r)
+                section.pump(record.inode)
+                tokens = list(s.tokens)
+                for park in section.posts:  # posted in the same step: a lost post is the kill of any other releaser
+                    tokens[park] = min(TOKENS_MAX, tokens[park] + 1)
+                yield f"workoff{slot}", FAIR, s._replace(**section.words(), tokens=tuple(tokens))
+
+    def _forked_child(self, s: State, stage: str, slot: int, r: int) -> Iterator[Step]:
+        """The hook closes the inherited descriptor; the inherited handle touches nothing shared."""
+        if stage == "hook":
+            process = s.slots[slot]
+            closed = s.slots if process.alive else put(s.slots, slot, process._replace(locked=False))
+            yield "child:hook", FAIR, s._replace(slots=closed, child=("close", slot, r))
+        elif self.mutant == "child_releases" and s.records[r] and not s.pending:
+            section = Section(self, s)
+            f = section.record(r).inode
+            section.drop(r)
+            section.pump(f)
+            yield "child:release", FAIR, s._replace(**section.words(), child=None)
+        else:
+            yield "child:close", FAIR, s._replace(child=None)
+
+    # ----- small tools of the steps
+
+    @staticmethod
+    def _act(s: State, i: int, a: Actor, **words: Any) -> State:
+        return s._replace(actors=put(s.actors, i, a), **words)
+
+    def _posted(self, s: State, i: int, a: Actor) -> State:
+        park = a.posts[0]
+        count = s.tokens[park] + (self.mutant != "no_post")
+        return self._act(s, i, a._replace(posts=a.posts[1:]), tokens=put(s.tokens, park, min(TOKENS_MAX, count)))
+
+    @staticmethod
+    def _dead_now(s: State) -> tuple[tuple[int, int], ...]:
+        return tuple((slot, process.epoch) for slot, process in enumerate(s.slots) if not process.locked)
+
+    @staticmethod
+    def _over(a: Actor) -> Actor:
+        """The operation is over: back to the first hold, or to the next operation."""
+        if a.outer:
+            return Actor("hold", a.left, *a.outer, nested=True, changed=a.changed)
+        return Actor("idle", a.left - 1) if a.left > 1 else DONE
+
+    @staticmethod
+    def _enterable(s: State, i: int, *inodes: int) -> bool:
+        return s.pending is None and all(f == NONE or s.mk[f] in (NONE, i) for f in inodes)
+
+    def _close(self, s: State, i: int, section: Section, after: Actor, f: int = NONE) -> State:
+        """End a section: its posts are to be done, one by one; grants beyond the batch need a further section."""
+        after = after._replace(posts=after.posts + tuple(section.posts))
+        looks = self.mutant == "no_pump_on_slice" and after.pc in ("wait", "hold")
+        if self.batch < ALL_AT_ONCE and f != NONE and section.grantable(f) and not looks:
+            after = Actor("more", after.left, posts=after.posts, at=f, then=after._replace(posts=()))
+        mk = tuple(NONE if holder == i else holder for holder in s.mk)
+        result = self._act(s, i, after, **section.words(), mk=mk)
+        own = range(self.owner[i] * self.per_slot, (self.owner[i] + 1) * self.per_slot)
+        foreign = any(x != y and r not in own for r, (x, y) in enumerate(zip(s.records, section.records, strict=True)))
+        return s._replace(pending=(i, result)) if self.uncommitted and foreign else result
+
+    def _more(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        if self._enterable(s, i, a.at) and a.then:
+            section = Section(self, s)
+            section.pump(a.at)
+            yield "more", FAIR, self._close(s, i, section, a.then, a.at)
+
+    def _reaped(self, s: State, i: int, a: Actor, f: int) -> State | None:
+        """In m[f]: free one record on f of a slot judged dead whose epoch still is the judged one."""
+        for slot, epoch in a.judged or ():
+            if slot == self.owner[i] or (s.slots[slot].epoch != epoch and self.mutant != "reap_no_recheck"):
+                continue
+            for r in range(slot * self.per_slot, (slot + 1) * self.per_slot):
+                record = s.records[r]
+                if record and record.inode == f:
+                    section = Section(self, s)
+                    section.drop(r, reaped=True)
+                    if self.mutant != "reap_no_pump":
+                        section.pump(f)
+                    return self._close(s, i, section, a, f)
+        return None
+
+    def _refused(self, s: State, i: int, a: Actor, f: int) -> None:
+        """V5: somebody else, not dead when judged and not our own process's note, is on this inode."""
+        judged = {slot for slot, epoch in a.judged or () if s.slots[slot].epoch == epoch}
+        if self.mutant == "refuse_no_reap":
+            judged = {slot for slot, _ in self._dead_now(s)}
+        for r, record in enumerate(s.records):
+            slot = r // self.per_slot
+            noted = record is not None and record.dropped and slot == self.owner[i]
+            if record and record.inode == f and r != a.record and slot not in judged and not noted:
+                return
+        raise ViolationError("refused although only the dead, or an own note, stood in the way")
+
+    def _own_note(self, s: State, i: int, f: int) -> bool:
+        """A note of the own process stands in the way: it is worked off before a refusal."""
+        own = s.records[self.owner[i] * self.per_slot : (self.owner[i] + 1) * self.per_slot]
+        return any(record and record.dropped and record.inode == f for record in own)
+
+    @staticmethod
+    def _acquired(s: State, want: Request) -> None:
+        """V4, at the moment of LOCK or of the confirmation."""
+        if s.inodes[want.inode].gen != want.gen or s.names[want.name] != want.inode or s.moved != want.path:
+            raise ViolationError("locks an inode that its path does not mean")
+
+    def _m0_first(self, s: State) -> tuple[str, dict[str, Any]] | None:
+        """What every section of m[0] does before its own work: an odd NS made even, an orphan that nobody holds freed."""
+        if s.ns % 2 and self.mutant != "odd_stays":
+            return "even", {"ns": s.ns + 1}
+        for f, node in enumerate(s.inodes):
+            if node.kind == ORPHAN and node.idle() and s.mk[f] == NONE and self.mutant != "orphan_forgotten":
+                section = Section(self, s)
+                section.bury(f)
+                return "bury", section.words()
+        return None
+
+    # ----- lookup and LOCK
+
+    def _idle(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        tokens = s.tokens if self.mutant == "drain_late" else put(s.tokens, i, 0)  # drained strictly before the section
+        for want in self.menu[self.owner[i]]:
+            asked = self._looked_up(s, a, want)
+            yield f"{want.op}:{want.mode}{want.name}{want.patience}@", FAIR, self._act(s, i, asked, tokens=tokens)
+
+    def _looked_up(self, s: State, a: Actor, want: Request) -> Actor:
+        pc = {"remove": "rm", "move": "rm", "publish": "pub", "moveall": "d0"}.get(want.op, "try")
+        f = s.names[want.name]
+        if pc == "try" and f == NONE:
+            if want.mode != "W":
+                return self._over(a)
+            pc = "create"
+        found = want._replace(inode=f, gen=s.inodes[f].gen if f != NONE else 0, ns=s.ns, path=s.moved)
+        return a._replace(pc=pc, want=found, record=NONE, judged=None)
+
+    def _look(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """The lookup once more; a path through a directory that was renamed is gone."""
+        assert a.want
+        if a.want.path != s.moved:
+            yield "gone", FAIR, self._act(s, i, self._over(a))
+        else:
+            yield "look", FAIR, self._act(s, i, self._looked_up(s, a, a.want))
+
+    def _try(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        want = a.want
+        assert want
+        if not self._enterable(s, i, want.inode):
+            return
+        if s.mk[want.inode] != i:
+            if want.gen != s.inodes[want.inode].gen and self.mutant != "no_gen_check":
+                yield "stale", FAIR, self._act(s, i, a._replace(pc="look", judged=None))
+                return
+            if (want.ns != s.ns or s.ns % 2) and self.mutant != "ns_not_compared":
+                yield "nschanged", FAIR, self._act(s, i, a._replace(pc="slow"))
+                return
+            if self.split:
+                yield "compare", FAIR, self._act(s, i, a, mk=put(s.mk, want.inode, i))
+                return
+        yield from self._lock(s, i, a)
+
+    def _slow(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """LOCK under m[0], with a fresh lookup."""
+        assert a.want
+        f = s.names[a.want.name]
+        if s.m0 != NONE or not self._enterable(s, i, f):
+            return
+        first = self._m0_first(s)
+        if first:
+            yield first[0], FAIR, s._replace(**first[1])
+        elif a.want.path != s.moved or f == NONE:
+            yield "gone", FAIR, self._act(s, i, self._over(a) if a.want.path != s.moved else a._replace(pc="look"))
+        else:
+            want = a.want._replace(inode=f, gen=s.inodes[f].gen, ns=s.ns)
+            yield from self._lock(s, i, a._replace(want=want))
+
+    def _lock(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """LOCK after the comparisons: hold, queue, or refuse."""
+        want = a.want
+        assert want
+        f = want.inode
+        reaped = self._reaped(s, i, a, f)
+        if reaped:
+            yield "reap", FAIR, reaped
+            return
+        section = Section(self, s)
+        section.pump(f)
+        mine = range(self.owner[i] * self.per_slot, (self.owner[i] + 1) * self.per_slot)
+        r = next((r for r in mine if section.records[r] is None), NONE)
+        if r == NONE:
+            if not self._own_note(s, i, f) and not any(x and x.dropped for x in (s.records[r] for r in mine)):
+                raise ViolationError("no free record")
+            return
+        again = want.mode == "R" and a.outer is not None and a.outer[0].mode == "R" and a.outer[0].inode == f
+        if self._passes_queue(s, i, want, again=again) or self._admits(section.inodes[f], want):
+            self._acquired(s, want)
+            if not again and any(s.slots[q // self.per_slot].alive for q in section.order[f]):
+                raise ViolationError("held at once past a live waiter")
+            section.hold(r, want, i)
+            held = a._replace(pc="hold", record=r, judged=None, nested=False, changed=want.mode == "W")
+            yield "lock", FAIR, self._close(s, i, section, held, f)
+        elif want.patience != "try":
+            section.enqueue(r, want, i)
+            yield "queue", FAIR, self._close(s, i, section, a._replace(pc="wait", record=r, judged=None), f)
+        elif a.judged is None and self.mutant != "refuse_no_reap":
+            yield "judge", FAIR, self._close(s, i, section, a._replace(judged=self._dead_now(s)), f)
+        elif not self._own_note(s, i, f):
+            self._refused(s, i, a, f)
+            yield "refuse", FAIR, self._close(s, i, section, self._over(a), f)
+
+    def _passes_queue(self, s: State, i: int, want: Request, *, again: bool) -> bool:
+        """A second shared open by a thread that holds the file shared: the one exception to first come, first served."""
+        if self.mutant == "reentrant_by_slot" and want.mode == "R":
+            held = s.records[self.owner[i] * self.per_slot : (self.owner[i] + 1) * self.per_slot]
+            return any(x and x.state == HELD and x.mode == "R" and x.inode == want.inode for x in held)
+        return again and self.mutant != "reentrant_queues"
+
+    def _admits(self, node: Inode, want: Request) -> bool:
+        if node.writer or (node.head != NONE and not (self.mutant == "reader_overtakes" and want.mode == "R")):
+            return False
+        return not node.nread or (want.mode == "R" and self.mutant != "enqueue_if_held")
+
+    # ----- WAIT, the look, the end of a wait
+
+    def _wait(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        assert a.want
+        if self.mutant == "drain_late" and not a.at:
+            yield "drain", FAIR, self._act(s, i, a._replace(at=1), tokens=put(s.tokens, i, 0))
+            return
+        if self.mutant == "poll":
+            views = [s.records, s.pending[1].records] if s.pending else [s.records]
+            if any(view[a.record] and view[a.record].state == GRANTED for view in views):  # type: ignore[union-attr]
+                yield "polled", FAIR, self._act(s, i, a._replace(pc="hold"))
+        if s.tokens[i]:
+            yield "token", FAIR, self._act(s, i, a._replace(pc="chk"), tokens=put(s.tokens, i, s.tokens[i] - 1))
+        if self.slices:
+            dead = () if self.mutant == "slice_no_reap" else self._dead_now(s)
+            yield "slice", FAIR, self._act(s, i, a._replace(pc="chk", judged=dead))
+        if a.want.patience == "timed":
+            yield "timeout", self.timeouts_fair, self._act(s, i, a._replace(pc="tmo", judged=self._dead_now(s)))
+
+    def _chk(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """The only place that reads the own record: inside m[k]."""
+        want = a.want
+        assert want
+        if want.op == "publish":
+            yield from self._pub(s, i, a)
+            return
+        f = want.inode
+        if not self._enterable(s, i, f):
+            return
+        reaped = self._reaped(s, i, a, f)
+        if reaped:
+            yield "reap", FAIR, reaped
+            return
+        section = Section(self, s)
+        if section.inodes[f].gen != want.gen and self.mutant != "waiter_no_gen":
+            section.drop(a.record)
+            section.pump(f)
+            patience = "try" if a.pc == "tmo" else want.patience
+            again = a._replace(pc="look", want=want._replace(patience=patience), record=NONE, judged=None)
+            yield "replaced", FAIR, self._close(s, i, section, again, f)
+            return
+        if self.mutant != "no_pump_on_slice":
+            section.pump(f)
+        yield from self._looked(s, i, a, section)
+
+    _tmo = _chk
+
+    def _looked(self, s: State, i: int, a: Actor, section: Section) -> Iterator[Step]:
+        """Granted: confirm, even after the deadline. Still queued: wait on, or leave."""
+        want = a.want
+        assert want
+        f, record = want.inode, section.record(a.record)
+        if record.state == GRANTED:
+            if a.pc == "tmo" and self.mutant == "timeout_leaves_grant":
+                yield "timeout", FAIR, self._close(s, i, section, self._over(a), f)
+                return
+            self._acquired(s, want)
+            section.records[a.record] = record._replace(state=HELD, dirty=want.mode == "W")
+            held = a._replace(pc="hold", judged=None, at=0, changed=want.mode == "W")
+            yield "confirm", FAIR, self._close(s, i, section, held, f)
+            if a.pc == "tmo" and self.interrupts:  # an exception instead of a time-out: the grant is given back
+                section = Section(self, s)
+                section.drop(a.record)
+                section.pump(f)
+                yield "interrupt", FAIR, self._close(s, i, section, self._over(a), f)
+        elif a.pc == "chk":
+            yield "queued", FAIR, self._close(s, i, section, a._replace(pc="wait", judged=None), f)
+        elif not self._own_note(s, i, f):
+            self._refused(s, i, a, f)
+            section.drop(a.record)
+            if self.mutant != "timeout_no_pump":
+                section.pump(f)
+            yield "timedout", FAIR, self._close(s, i, section, self._over(a), f)
+
+    # ----- the holder
+
+    def _hold(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        want = a.want
+        assert want
+        yield from self._released(s, i, a, want)
+        record = s.records[a.record]
+        if want.mode == "U" and record:
+            if not record.dirty and (a.changed or self.mutant != "change_before_dirty"):
+                # A plain store, outside any section: while HELD nobody else writes the record.
+                yield "dirty", FAIR, self._act(s, i, a, records=put(s.records, a.record, record._replace(dirty=True)))
+            elif not a.changed:
+                yield "change", FAIR, self._act(s, i, a._replace(changed=True))
+        if self.drops and record and not a.nested:
+            note = None if self.mutant == "dropped_frees" else record._replace(dropped=True)
+            yield "note", FAIR, self._act(s, i, self._over(a), records=put(s.records, a.record, note))
+        if not a.outer and not a.nested:
+            for second in self.nest:
+                again = second.name == want.name
+                if not again or (second.mode == "R" == want.mode):
+                    inner = self._looked_up(s, a._replace(outer=(want, a.record)), second)
+                    yield f"nest:{second.mode}{second.name}@", FAIR, self._act(s, i, inner, tokens=put(s.tokens, i, 0))
+        if s.budget.forks and not s.child:
+            budget = s.budget._replace(forks=s.budget.forks - 1)
+            yield "fork", UNFAIR, s._replace(child=("hook", self.owner[i], a.record), budget=budget)
+
+    def _released(self, s: State, i: int, a: Actor, want: Request) -> Iterator[Step]:
+        f = want.inode
+        if self.owner[i] in self.keepers or not self._enterable(s, i, f):
+            return
+        section = Section(self, s)
+        section.drop(a.record)
+        if self.mutant != "release_no_pump":
+            section.pump(f)
+        if self.mutant == "post_before_grant" and section.posts:
+            if not a.at:
+                tokens = put(s.tokens, section.posts[0], min(TOKENS_MAX, s.tokens[section.posts[0]] + 1))
+                yield "early", FAIR, self._act(s, i, a._replace(at=1), tokens=tokens)
+                return
+            section.posts = []
+        after = self._over(a)
+        if section.inodes[f].kind == ORPHAN and section.inodes[f].idle():
+            after = a._replace(pc="bury", at=f, record=NONE)
+        yield "release", FAIR, self._close(s, i, section, after, f)
+
+    def _bury(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """Under m[0]: the orphan may have been freed by another meanwhile, even be a new file."""
+        if s.m0 == NONE and self._enterable(s, i, a.at):
+            section = Section(self, s)
+            node = section.inodes[a.at]
+            if (node.kind == ORPHAN and node.idle()) or self.mutant == "bury_blind":
+                section.bury(a.at)
+            yield "bury", FAIR, self._close(s, i, section, self._over(a))
+
+    # ----- the namespace
+
+    def _create(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """Under m[0] and m[k]: the name, the generation and the exclusive hold in one transaction."""
+        want = a.want
+        assert want
+        if s.m0 != NONE or s.pending:
+            return
+        first = self._m0_first(s)
+        section = Section(self, s)
+        if first:
+            yield first[0], FAIR, s._replace(**first[1])
+        elif s.names[want.name] != NONE or want.path != s.moved:
+            yield "exists", FAIR, self._act(s, i, a._replace(pc="look"))
+        else:
+            f = section.link(want.name)
+            r = self.owner[i] * self.per_slot
+            if f == NONE or any(section.records[r : r + self.per_slot]):
+                yield "nospace", FAIR, self._act(s, i, self._over(a))
+                return
+            made = want._replace(inode=f, gen=section.inodes[f].gen, ns=s.ns)
+            section.hold(r, made, i)
+            yield "create", FAIR, self._close(s, i, section, a._replace(pc="hold", want=made, record=r, changed=True))
+
+    def _rm(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """Remove, or rename a file: never waits, and exact: no open slips in."""
+        want = a.want
+        assert want
+        f = s.names[want.name]
+        if s.m0 != NONE or not self._enterable(s, i, f):
+            return
+        first = self._m0_first(s)
+        if first:
+            yield first[0], FAIR, s._replace(**first[1])
+            return
+        target = s.names.index(NONE) if NONE in s.names else NONE
+        if f == NONE or (want.op == "move" and target == NONE):
+            yield "absent", FAIR, self._act(s, i, self._over(a))
+            return
+        reaped = self._reaped(s, i, a, f)
+        if reaped:
+            yield "reap", FAIR, reaped
+            return
+        section = Section(self, s)
+        section.pump(f)
+        if section.inodes[f].idle():
+            self._unlinked(section, want, f, target)
+            yield want.op, FAIR, self._close(s, i, section, self._over(a))
+        elif a.judged is None and self.mutant != "refuse_no_reap":
+            yield "judge", FAIR, self._close(s, i, section, a._replace(judged=self._dead_now(s)), f)
+        elif not self._own_note(s, i, f):
+            self._refused(s, i, a, f)
+            yield "isopen", FAIR, self._close(s, i, section, self._over(a), f)
+
+    @staticmethod
+    def _unlinked(section: Section, want: Request, f: int, target: int) -> None:
+        section.names[want.name] = NONE
+        if want.op == "move":
+            section.names[target] = f
+            section.inode(f, gen=section.inodes[f].gen + 2)
+        else:
+            section.inode(f, gen=section.inodes[f].gen + 1, kind=UNUSED, abandoned=False)
+
+    def _pub(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """Replace, publish: past readers and waiters at once; behind a writer in the queue, as a reader."""
+        want = a.want
+        assert want
+        f = s.names[want.name]
+        old = s.records[a.record].inode if a.record != NONE else NONE  # type: ignore[union-attr]
+        if s.m0 != NONE or not self._enterable(s, i, f, old):
+            return
+        first = self._m0_first(s)
+        if first:
+            yield first[0], FAIR, s._replace(**first[1])
+            return
+        section = Section(self, s)
+        if a.record != NONE and (old != f or s.inodes[f].gen != want.gen):  # replaced by another meanwhile
+            section.drop(a.record)
+            section.pump(old)
+            patience = "try" if a.pc == "tmo" else want.patience
+            again = a._replace(pc="pub", want=want._replace(patience=patience), record=NONE)
+            yield "replaced", FAIR, self._close(s, i, section, again, old)
+            return
+        reaped = self._reaped(s, i, a, f)
+        if reaped:
+            yield "reap", FAIR, reaped
+            return
+        if f != NONE:
+            section.pump(f)
+        if f == NONE or not section.inodes[f].writer or self.mutant == "publish_past_writer":
+            self._replaced(section, a, want, f)
+            yield "publish", FAIR, self._close(s, i, section, self._over(a), f)
+        else:
+            yield from self._behind_writer(s, i, a, section, f)
+
+    def _replaced(self, section: Section, a: Actor, want: Request, f: int) -> None:
+        """The name to the new inode, the old one to the orphans; its readers keep it."""
+        linked = section.link(want.name)
+        if a.record != NONE:
+            section.drop(a.record)
+        if NONE in (f, linked):
+            if f != NONE:
+                section.pump(f)
+            return
+        section.inode(f, gen=section.inodes[f].gen + 1, kind=ORPHAN)
+        section.pump(f)
+        if section.inodes[f].idle() or self.mutant == "bury_at_once":
+            section.bury(f)
+
+    def _behind_writer(self, s: State, i: int, a: Actor, section: Section, f: int) -> Iterator[Step]:
+        assert a.want
+        want = a.want._replace(inode=f, gen=s.inodes[f].gen)
+        if a.pc == "tmo" or (want.patience == "try" and a.judged is not None):
+            if self._own_note(s, i, f):
+                return
+            self._refused(s, i, a, f)
+            if a.record != NONE:
+                section.drop(a.record)
+                section.pump(f)
+            yield "refuse", FAIR, self._close(s, i, section, self._over(a), f)
+        elif want.patience == "try":
+            yield "judge", FAIR, self._close(s, i, section, a._replace(judged=self._dead_now(s)), f)
+        elif a.record != NONE:
+            yield "queued", FAIR, self._close(s, i, section, a._replace(pc="wait", judged=None), f)
+        else:
+            r = self.owner[i] * self.per_slot
+            section.enqueue(r, want, i)
+            waiting = a._replace(pc="wait", want=want, record=r, judged=None)
+            yield "queue", FAIR, self._close(s, i, section, waiting, f)
+
+    def _d0(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """A rename of a directory, rmtree: m[0] for all of it; NS goes odd, so that opens take the path through m[0]."""
+        if s.m0 != NONE or s.pending:
+            return
+        first = self._m0_first(s)
+        if first:
+            yield first[0], FAIR, s._replace(**first[1])
+        else:
+            yield "odd", FAIR, self._act(s, i, a._replace(pc="d2" if self.mutant == "no_pass" else "d1"), m0=i, ns=s.ns + 1)
+
+    def _d1(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """Once through every m[k]: an open that compared the old NS is through now."""
+        if a.at == len(s.inodes):
+            yield "passed", FAIR, self._act(s, i, a._replace(pc="d2", at=0))
+        elif self._enterable(s, i, a.at):
+            yield f"pass{a.at}@", FAIR, self._act(s, i, a._replace(at=a.at + 1))
+
+    def _d2(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """Scan the records, slot by slot; the dead are judged and reaped, a live one refuses."""
+        if a.at == len(s.slots):
+            yield "scanned", FAIR, self._act(s, i, a._replace(pc="d3"))
+            return
+        found = next((x for x in s.records[a.at * self.per_slot : (a.at + 1) * self.per_slot] if x), None)
+        if found is None:
+            yield f"scan{a.at}@", FAIR, self._act(s, i, a._replace(at=a.at + 1))
+        elif self._enterable(s, i, found.inode):
+            reaped = self._reaped(s, i, a, found.inode)
+            if reaped:
+                yield "reap", FAIR, reaped
+            elif a.judged is None and self.mutant != "refuse_no_reap":
+                yield "judge", FAIR, self._act(s, i, a._replace(judged=self._dead_now(s)))
+            elif not self._own_note(s, i, found.inode):
+                self._refused(s, i, a, found.inode)
+                yield "isopen", FAIR, self._act(s, i, self._over(a), m0=NONE, ns=s.ns + 1)
+
+    def _d3(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        ns = s.ns - 1 if self.mutant == "ns_back" else s.ns + 1
+        yield "moveall", FAIR, self._act(s, i, self._over(a), m0=NONE, ns=ns, moved=s.moved + 1)
+
+    # ----- a new tenant, the janitor
+
+    def _at_ep(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        slot, process = self.owner[i], s.slots[self.owner[i]]
+        cleaner = a._replace(pc={"attach_no_clean": "idle", "attach_scans": "at_sc"}.get(self.mutant, "at_cl"))
+        if self.mutant == "epoch_before_lock":
+            yield "lockbyte", FAIR, self._act(s, i, cleaner, slots=put(s.slots, slot, process._replace(locked=True)))
+        else:
+            yield "epoch", FAIR, self._act(s, i, cleaner, slots=put(s.slots, slot, process._replace(epoch=process.epoch + 1)))
+
+    def _at_sc(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """Only in the mutant that scans its slot outside m[k], where uncommitted words are seen."""
+        own = slice(self.owner[i] * self.per_slot, (self.owner[i] + 1) * self.per_slot)
+        for records in [s.records, s.pending[1].records] if s.pending else [s.records]:
+            yield "scanned", FAIR, self._act(s, i, a._replace(pc="at_cl" if any(records[own]) else "idle"))
+
+    def _at_cl(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """Free the predecessor's records, inside each m[k] in turn."""
+        slot = self.owner[i]
+        if a.at == len(s.inodes):
+            yield "clean", FAIR, self._act(s, i, a._replace(pc="idle", at=0))
+        elif self._enterable(s, i, a.at):
+            mine = range(slot * self.per_slot, (slot + 1) * self.per_slot)
+            r = next((r for r in mine if (x := s.records[r]) and x.inode == a.at), NONE)
+            if r == NONE:
+                yield f"clean{a.at}@", FAIR, self._act(s, i, a._replace(at=a.at + 1))
+            else:
+                section = Section(self, s)
+                section.drop(r, reaped=True)
+                section.pump(a.at)
+                yield "cleanup", FAIR, self._close(s, i, section, a, a.at)
+
+    def _j0(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """Judge: the epoch first, then the byte; a stall before the section makes the judgement stale."""
+        for slot, epoch in self._dead_now(s):
+            records = s.records[slot * self.per_slot : (slot + 1) * self.per_slot]
+            for f in sorted({x.inode for x in records if x}):
+                if slot != self.owner[i]:
+                    yield f"judge{slot}@", FAIR, self._act(s, i, a._replace(pc="j1", judged=((slot, epoch),), at=f))
+
+    def _j1(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        if self._enterable(s, i, a.at):
+            yield "janitor", FAIR, self._reaped(s, i, a, a.at) or self._act(s, i, JANITOR)
+
+    # ----- the invariants
+
+    def _believed(self, s: State, i: int) -> Iterator[tuple[Request, int]]:
+        """What this actor believes to hold, and with which record."""
+        a = s.actors[i]
+        a = a.then or a
+        if a.pc == "hold" and a.want:
+            yield a.want, a.record
+        if a.outer:
+            yield a.outer
+
+    def fault(self, s: State) -> str | None:
+        """V1 to V4 in every state."""
+        for f, node in enumerate(s.inodes):
+            fault = self._inode_fault(s, f, node)
+            if fault:
+                return fault
+        for i, a in enumerate(s.actors):
+            for want, r in self._believed(s, i):
+                record = s.records[r]
+                if s.pending and self.mutant == "poll":
+                    record = s.pending[1].records[r]
+                if not record or (record.state != HELD and self.mutant != "poll") or record[1:3] != (want.mode, want.inode):
+                    return f"actor {i} believes to hold, its record says {record or 'FREE'}"
+                node = s.inodes[want.inode]
+                if node.kind == UNUSED or (node.gen != want.gen and (node.kind == LIVE or want.mode != "R")):
+                    return f"actor {i} holds an inode that was removed or given away"
+                if node.kind == LIVE and (s.moved != want.path or s.names[want.name] != want.inode):
+                    return f"actor {i} holds a file that was moved"
+            if a.pc in ("wait", "chk", "tmo"):
+                mine = s.records[a.record]
+                if not mine or mine.park != i or mine.state == HELD:
+                    return f"actor {i} waits, its record says {mine or 'FREE'}"
+        return None
+
+    def _inode_fault(self, s: State, f: int, node: Inode) -> str | None:
+        records = [(r, x) for r, x in enumerate(s.records) if x and x.inode == f]
+        readers = sum(x.mode == "R" for _, x in records if x.state != QUEUED)
+        writers = sum(x.mode != "R" for _, x in records if x.state != QUEUED)
+        if writers > 1 or (writers and readers):
+            return f"a writer beside another holder of {f}"
+        if (readers, writers) != (node.nread, node.writer):
+            return f"the counts of {f} are not those of its records"
+        chain: list[int] = []
+        r = node.head
+        while r != NONE and len(chain) <= len(s.records):
+            record = s.records[r]
+            if not record or record.state != QUEUED or record.inode != f:
+                return f"the queue of {f} runs into record {r}"
+            chain.append(r)
+            r = record.next
+        if tuple(chain) != s.order[f] or node.tail != (chain[-1] if chain else NONE):
+            return f"the queue of {f} is not the order of arrival"
+        if sum(x.state == QUEUED for _, x in records) != len(chain):
+            return f"a waiter of {f} is not in its queue"
+        unfinished = self.batch < ALL_AT_ONCE and (s.budget.kills < self.kills or any(a.pc == "more" for a in s.actors))
+        if chain and not unfinished and Section(self, s).grantable(f) and self.mutant != "writer_over_readers":
+            return f"the head of {f} could hold and is left waiting"
+        return None
+
+    def ended(self, s: State) -> bool:
+        """Everybody is through, and nothing waits to be worked off."""
+        if s.child or s.pending or any(x and x.dropped and self._alive(s, r) for r, x in enumerate(s.records)):
+            return False
+        for a, slot in zip(s.actors, self.owner, strict=True):
+            kept = a.pc == "hold" and slot in self.keepers
+            if a.posts or not (kept or a.pc in ("done", "dead", "j0", "j1")):
+                return False
+        return True
+
+    def _alive(self, s: State, r: int) -> bool:
+        return s.slots[r // self.per_slot].alive
+
+    def end_fault(self, s: State) -> str | None:
+        """V6: no record of the living is left; one full REAP and one section of m[0] free all the rest."""
+        section = Section(self, s)
+        for r, record in enumerate(s.records):
+            if record:
+                kept = r // self.per_slot in self.keepers
+                if self._alive(s, r) and not kept:
+                    return f"record {r} of a live slot leaks"
+                section.drop(r, reaped=not kept)
+                section.pump(record.inode)
+        first = self._m0_first(s._replace(**section.words()))
+        while first:
+            section = Section(self, s._replace(**{**section.words(), **first[1]}))
+            first = self._m0_first(s._replace(**section.words()))
+        if any(section.records) or any(not node.idle() or node.kind == ORPHAN for node in section.inodes):
+            return "REAP leaves something"
+        for f, node in enumerate(section.inodes):
+            if node.kind == LIVE and not section.ruined[f] <= node.abandoned <= section.tainted[f]:
+                return f"ABANDONED of {f} is {node.abandoned}"
+            if node.kind == LIVE and f not in section.names:
+                return f"inode {f} is live and has no name"
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words: lock-free reads and lookups against transactions that become visible, and are undone, store by store.
+
+ABSENT, UNREADABLE = -1, -2  # what a name means, besides the version of its content
+GONE, KILLED = -1, -2  # stages
+WRITER, ABANDONED = 1, 2  # bits of L
+
+
+class Plan(NamedTuple):
+    """A transaction: (word, new value, undo value), then plain stores after the commit; what it makes true."""
+
+    stores: tuple[tuple[str, int, int], ...]
+    after: tuple[tuple[str, int], ...] = ()
+    truth: tuple[tuple[int, int, int], ...] = ()  # (name, inode, version)
+    stage: int = GONE  # of its worker, when done
+    seen: tuple[int, ...] = ()  # what its worker knows then: the inode, the block
+
+
+class Worker(NamedTuple):
+    """One process and its single job."""
+
+    stage: int
+    plan: Plan | None = None
+    at: int = 0
+    seen: tuple[int, ...] = ()
+    valid: frozenset[int] = frozenset()  # what the name of a reader has meant since it began
+
+
+class Shared(NamedTuple):
+    """Everything. truth is a ghost: the inode and the version that each name means by what is committed."""
+
+    memory: tuple[int, ...]
+    workers: tuple[Worker, ...]
+    holder: int
+    journal: tuple[tuple[str, int], ...]
+    undone: int
+    truth: tuple[tuple[int, int], ...]
+    kills: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker does, once."""
+
+    kind: str  # read, open, write, create, remove, move, publish, reap
+    name: int = 0
+    inode: int = NONE  # of a new file
+    block: int = NONE
+
+
+@dataclass(frozen=True)
+class Words:
+    """One configuration: name 0 is inode 0 in block 0; one mutex guards everything."""
+
+    jobs: tuple[Job, ...]
+    kills: int = 0
+    mutant: str = ""
+    address: dict[str, int] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        words = [f"{word}{n}" for word in ("name", "ig", "seq", "L", "blk", "d0.", "d1.") for n in range(2)]
+        words += [f"rec{i}" for i in range(len(self.jobs))]
+        object.__setattr__(self, "address", {word: n for n, word in enumerate(words)})
+
+    def initial(self) -> Shared:
+        start = {"name1": NONE, "ig0": 1, "blk1": NONE, "d0.1": UNREADABLE, "d1.1": UNREADABLE}
+        memory = tuple(start.get(word, 0) for word in self.address)
+        workers = (Worker(0),) * len(self.jobs)
+        return Shared(memory, workers, NONE, (), 0, ((0, 0), (NONE, ABSENT)), self.kills)
+
+    def get(self, s: Shared, word: str, n: int) -> int:
+        """Load one word."""
+        return s.memory[self.address[f"{word}{n}"]]
+
+    def _set(self, s: Shared, word: str, value: int) -> Shared:
+        return s._replace(memory=put(s.memory, self.address[word], value))
+
+    @staticmethod
+    def _work(s: Shared, i: int, **changes: Any) -> Shared:
+        return s._replace(workers=put(s.workers, i, s.workers[i]._replace(**changes)))
+
+    # ----- the steps
+
+    def steps(self, s: Shared) -> Iterator[Step]:
+        """All that can happen next."""
+        if s.holder != NONE and s.workers[s.holder].stage == KILLED:
+            yield from self._recovery(s)
+        for i, worker in enumerate(s.workers):
+            if worker.stage < 0:
+                continue
+            if s.kills and self.jobs[i].kind not in ("read", "open"):
+                killed = self._work(s, i, stage=KILLED, plan=None, at=0)
+                yield f"KILL{i}", UNFAIR, killed._replace(kills=s.kills - 1)
+            if worker.plan:
+                yield f"step{i}.{worker.at}", FAIR, self._executed(s, i, worker, worker.plan)
+            elif self.jobs[i].kind == "read" or (self.jobs[i].kind == "open" and worker.stage < 3):
+                yield f"read{i}.{worker.stage}", FAIR, self._loaded(s, i, worker)
+            elif self._content(i, worker.stage):
+                word = f"d{self._content(i, worker.stage) - 1}.{worker.seen[-1]}"
+                yield f"{word}={i}", FAIR, self._work(self._set(s, word, i + 1), i, stage=worker.stage + 1)
+            elif s.holder == NONE:
+                yield f"begin{i}", FAIR, self._begun(s, i)
+
+    def _recovery(self, s: Shared) -> Iterator[Step]:
+        """Whoever comes undoes the dead holder's journal; he may be killed and another begin again."""
+        if s.kills and s.undone:
+            yield "KILLrecoverer", UNFAIR, s._replace(undone=0, kills=s.kills - 1)
+        if s.undone < len(s.journal):
+            word, old = s.journal[s.undone if self.mutant == "undo_forward" else -1 - s.undone]
+            yield f"undo:{word}={old}", FAIR, self._set(s, word, old)._replace(undone=s.undone + 1)
+        else:
+            yield "recovered", FAIR, s._replace(holder=NONE, journal=(), undone=0)
+
+    def _content(self, i: int, stage: int) -> int:
+        """1 or 2 if this stage of the job stores one half of the content, outside any section; else 0."""
+        first = {"write": 1, "create": 1, "publish": 1}.get(self.jobs[i].kind, NONE)
+        return stage - first + 1 if first <= stage <= first + 1 and first > 0 else 0
+
+    def _begun(self, s: Shared, i: int) -> Shared:
+        """Take the mutex, plan the transaction, publish its undo entries; or find that there is nothing to do."""
+        if self.jobs[i].kind == "open":
+            self._opened(s, self.jobs[i], *s.workers[i].seen[:2])
+        plan = self._plan(s, i)
+        if plan is None:
+            return self._work(s, i, stage=GONE)
+        touched = {word[3:] for word, _, _ in plan.stores if word.startswith("seq")}
+        touched |= {word[1:] for word, _, _ in plan.stores if word.startswith("L")}
+        for n in sorted(touched):
+            leftover = self.get(s, "seq", int(n))
+            if leftover % 2 and self.mutant != "leftover_stays":
+                plan = Plan((), ((f"seq{n}", leftover + 1),), (), s.workers[i].stage, s.workers[i].seen)
+                break
+        journal = tuple((word, old) for word, _, old in plan.stores)
+        return self._work(s, i, plan=plan, at=0)._replace(holder=i, journal=journal)
+
+    def _executed(self, s: Shared, i: int, worker: Worker, plan: Plan) -> Shared:
+        """One new value; or the commit; or one plain store after it; then the mutex is free."""
+        at, count = worker.at, len(plan.stores)
+        s = self._work(s, i, at=at + 1)
+        if at < count:
+            return self._set(s, *plan.stores[at][:2])
+        if at == count:
+            return self._made_true(s._replace(journal=()), plan)
+        if at <= count + len(plan.after):
+            return self._set(s, *plan.after[at - count - 1])
+        return self._work(s, i, plan=None, at=0, stage=plan.stage, seen=plan.seen)._replace(holder=NONE)
+
+    def _made_true(self, s: Shared, plan: Plan) -> Shared:
+        for name, inode, version in plan.truth:
+            s = s._replace(truth=put(s.truth, name, (inode, version)))
+            for i, job in enumerate(self.jobs):
+                if job.kind == "read" and job.name == name and s.workers[i].stage > 0:
+                    s = self._work(s, i, valid=s.workers[i].valid | {version})
+        return s
+
+    # ----- the transactions
+
+    def _plan(self, s: Shared, i: int) -> Plan | None:
+        job, worker = self.jobs[i], s.workers[i]
+        if job.kind == "open":
+            return None
+        if job.kind in ("write", "create") and worker.stage == 3:
+            return self._planned_release(s, i, job, worker.seen[0])
+        plan = getattr(self, "_planned_" + job.kind)(s, i, job)
+        assert plan is None or isinstance(plan, Plan)
+        return plan
+
+    def _sequence(self, s: Shared, f: int, stores: list[tuple[str, int, int]], part: str = "") -> Plan:
+        """Put the sequence word before the other values; after the commit it becomes even again."""
+        seq, mutant = self.get(s, "seq", f), self.mutant
+        if part and mutant == part:
+            return Plan(tuple(stores))
+        entry = (f"seq{f}", seq + 1, seq if mutant == "seq_true_old" else seq + 2)
+        if mutant == "seq_not_odd":
+            return Plan(tuple(stores), ((f"seq{f}", seq + 2),))
+        return Plan((*stores, entry) if mutant == "seq_last" else (entry, *stores), ((f"seq{f}", seq + 2),))
+
+    def _opened(self, s: Shared, job: Job, f: int, gen: int) -> None:
+        """LOCK after a lock-free lookup: compare the generation. That it holds is the end of the job."""
+        free = self.get(s, "ig", f) == gen and not self.get(s, "L", f) & WRITER
+        if free and s.truth[job.name][0] != f:
+            raise ViolationError("locks a file that the name does not mean")
+
+    def _planned_write(self, s: Shared, i: int, job: Job) -> Plan | None:
+        """LOCK for wb: DIRTY from the start; the sequence stays."""
+        f = self.get(s, "name", job.name)
+        word = self.get(s, "L", f) if f != NONE else WRITER
+        if word & WRITER:
+            return None
+        return Plan(((f"L{f}", word | WRITER, word), (f"rec{i}", f + 1, 0)), stage=1, seen=(f, self.get(s, "blk", f)))
+
+    def _planned_release(self, s: Shared, i: int, job: Job, f: int) -> Plan:
+        stores = [(f"L{f}", 0, self.get(s, "L", f)), (f"rec{i}", 0, f + 1)]
+        return self._sequence(s, f, stores)._replace(truth=((job.name, f, i + 1),))
+
+    def _planned_reap(self, s: Shared, _i: int, _job: Job) -> Plan | None:
+        for j, worker in enumerate(s.workers):
+            f = self.get(s, "rec", j) - 1
+            if worker.stage == KILLED and f >= 0:
+                stores = [(f"L{f}", ABANDONED, self.get(s, "L", f)), (f"rec{j}", 0, f + 1)]
+                truth = tuple((name, f, UNREADABLE) for name, (inode, _) in enumerate(s.truth) if inode == f)
+                return self._sequence(s, f, stores, "reap_no_seq")._replace(truth=truth)
+        return None
+
+    def _usable(self, s: Shared, job: Job) -> bool:
+        """The inode is free, or left by a dead publisher, and no other has the block."""
+        private = any(
+            other.kind == "publish" and other.inode == job.inode and worker.stage > 0
+            for other, worker in zip(self.jobs, s.workers, strict=True)
+        )
+        taken = self.get(s, "blk", 1 - job.inode) == job.block
+        return self.get(s, "ig", job.inode) % 2 == 0 and not private and not taken
+
+    def _planned_create(self, s: Shared, i: int, job: Job) -> Plan | None:
+        """The hold first, the generation last, hence undone first, to a value that nobody has seen."""
+        f, gen = job.inode, self.get(s, "ig", job.inode)
+        if self.get(s, "name", job.name) != NONE or not self._usable(s, job):
+            return None
+        made = (f"ig{f}", gen + 1, gen if self.mutant == "create_true_old" else gen + 2)
+        stores = [(f"L{f}", WRITER, self.get(s, "L", f)), (f"rec{i}", f + 1, 0)]
+        stores += [(f"blk{f}", job.block, NONE), (f"name{job.name}", f, NONE)]
+        stores = [made, *stores] if self.mutant == "create_gen_first" else [*stores, made]
+        return Plan(tuple(stores), (), ((job.name, f, UNREADABLE),), 1, (f, job.block))
+
+    def _planned_remove(self, s: Shared, _i: int, job: Job) -> Plan | None:
+        f = self.get(s, "name", job.name)
+        if f == NONE or self.get(s, "L", f) & WRITER:
+            return None
+        gen = self.get(s, "ig", f)
+        stores = [(f"name{job.name}", NONE, f), (f"ig{f}", gen + 1, gen), (f"blk{f}", NONE, self.get(s, "blk", f))]
+        stores.append((f"L{f}", 0, self.get(s, "L", f)))
+        return self._sequence(s, f, stores, "remove_no_seq")._replace(truth=((job.name, NONE, ABSENT),))
+
+    def _planned_move(self, s: Shared, _i: int, job: Job) -> Plan | None:
+        """The generation goes even before the names and odd after them; no undo brings g+2 back."""
+        f, target = self.get(s, "name", job.name), 1 - job.name
+        if f == NONE or self.get(s, "L", f) & WRITER or self.get(s, "name", target) != NONE:
+            return None
+        gen = self.get(s, "ig", f)
+        gone, back = (f"ig{f}", gen + 1, gen + 4), (f"ig{f}", gen + 2, gen + 3)
+        names = [(f"name{target}", f, NONE), (f"name{job.name}", NONE, f)]
+        stores = {
+            "move_keeps_gen": names,
+            "move_true_old": [(f"ig{f}", gen + 1, gen), *names, (f"ig{f}", gen + 2, gen + 1)],
+            "move_gen_first": [(f"ig{f}", gen + 2, gen + 4), *names],
+            "move_gen_last": [*names, (f"ig{f}", gen + 2, gen + 4)],
+        }.get(self.mutant, [gone, *names, back])
+        truth = ((job.name, NONE, ABSENT), (target, f, s.truth[job.name][1]))
+        return self._sequence(s, f, stores, "move_no_seq")._replace(truth=truth)
+
+    def _planned_publish(self, s: Shared, i: int, job: Job) -> Plan | None:
+        """Stage 0 takes a block, 1 and 2 store the content, 3 puts the new inode under the name."""
+        h, f = job.inode, self.get(s, "name", job.name)
+        if not self._usable(s, job) and s.workers[i].stage == 0:
+            return None
+        if s.workers[i].stage == 0:
+            return Plan(((f"blk{h}", job.block, self.get(s, "blk", h)),), stage=1, seen=(h, job.block))
+        if f == NONE or self.get(s, "L", f) & WRITER or self.get(s, "ig", h) % 2:
+            return None
+        new, old = self.get(s, "ig", h), self.get(s, "ig", f)
+        undo = new if self.mutant == "publish_true_old" else new + 2
+        stores = [(f"name{job.name}", h, f), (f"ig{f}", old + 1, old), (f"blk{f}", NONE, self.get(s, "blk", f))]
+        stores.append((f"ig{h}", new + 1, undo))
+        if self.mutant != "publish_old_seq":
+            stores = [*self._sequence(s, f, []).stores, *stores]
+        plan = self._sequence(s, h, stores, "publish_no_seq")
+        after = (*plan.after, (f"seq{f}", self.get(s, "seq", f) + 2)) if self.mutant != "publish_old_seq" else plan.after
+        return plan._replace(truth=((job.name, h, i + 1),), after=after)
+
+    # ----- the lock-free reader
+
+    def _loaded(self, s: Shared, i: int, worker: Worker) -> Shared:
+        """One load; a value that is no good ends the job, that is, sends the reader to the shared lock."""
+        job, stage, seen = self.jobs[i], worker.stage, worker.seen
+        if stage == 0:
+            f = self.get(s, "name", job.name)
+            s = self._work(s, i, valid=frozenset({s.truth[job.name][1]}))
+            if f == NONE and self.mutant == "trust_absent" and s.truth[job.name][1] != ABSENT:
+                raise ViolationError("a name is reported absent that was there all the time")
+            return self._work(s, i, stage=GONE if f == NONE else 1, seen=(f,))
+        word, wanted = self._load(job, stage, seen)
+        value = self.get(s, *word)
+        if not wanted(value):
+            return self._work(s, i, stage=GONE, seen=())
+        if stage < len(self._order(job)):
+            return self._work(s, i, stage=stage + 1, seen=(*seen, value))
+        if job.kind == "open":
+            return self._work(s, i, stage=3, seen=(*seen, value))
+        self._accepted(job, worker)
+        return self._work(s, i, stage=GONE, seen=())
+
+    def _order(self, job: Job) -> tuple[str, ...]:
+        """The loads after the first one, which is the name."""
+        if job.kind == "open":
+            return ("ig", "name")
+        after = {
+            "no_ig_after": ("L", "seq"),
+            "no_L_after": ("ig", "seq"),
+            "no_seq_after": ("L", "ig"),
+            "seq_before_L": ("seq", "ig", "L"),
+        }.get(self.mutant, ("L", "ig", "seq"))
+        return ("ig", "name", "L", "seq", "blk", "d0.", "d1.", *after)
+
+    def _load(self, job: Job, stage: int, seen: tuple[int, ...]) -> tuple[tuple[str, int], Any]:
+        """Which word this stage reads, and which values let it go on. seen: f, ig, name, L, seq, blk, d0, d1, ..."""
+        word, f = self._order(job)[stage - 1], seen[0]
+        if word == "name":
+            return ("name", job.name), lambda value: value == f or self.mutant == "no_name_again"
+        if word == "ig":
+            return ("ig", f), lambda value: value % 2 == 1 if stage == 1 else value == seen[1]
+        if word == "L":
+            return ("L", f), lambda value: value == 0 or (value == ABANDONED and self.mutant == "abandoned_read")
+        if word == "seq":
+            return ("seq", f), lambda value: (value % 2 == 0 or self.mutant == "odd_read") if stage == 4 else value == seen[4]
+        if word == "blk":
+            return ("blk", f), lambda value: value != NONE
+        return (word, seen[5]), lambda _: True
+
+    def _accepted(self, job: Job, worker: Worker) -> None:
+        first, second = worker.seen[6:8]
+        if first != second:
+            raise ViolationError("a reader accepts torn data")
+        if first not in worker.valid:
+            raise ViolationError(f"a reader of name {job.name} accepts version {first}, which it never meant")
+
+    # ----- the invariants are in the reader's steps
+
+    def fault(self, _: Shared) -> None:
+        """Nothing in every state."""
+
+    def ended(self, s: Shared) -> bool:
+        """All jobs are over."""
+        return all(worker.stage < 0 for worker in s.workers) and (s.holder == NONE or s.workers[s.holder].stage != KILLED)
+
+    def end_fault(self, _: Shared) -> None:
+        """Nothing at the end."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is run.
+
+
+def menu(*requests: str) -> tuple[Request, ...]:
+    """R0 reads name 0 and waits, R0t is timed, R0? tries. W: wb, U: r+b, X: remove, M: move, P: publish, D: moveall."""
+    ops = {"X": "remove", "M": "move", "P": "publish", "D": "moveall"}
+    patience = {"t": "timed", "?": "try"}
+    return tuple(
+        Request(ops.get(r[0], "open"), int(r[1]), "R" if r[0] in "RP" else r[0], patience.get(r[2:], "wait")) for r in requests
+    )
+
+
+RW, RWT = menu("R0", "W0"), menu("R0", "W0", "W0t")
+ALL = menu("R0", "W0", "R0t", "W0t", "W0?")
+
+_READ, _OPEN, _WRITE, _REAP = Job("read"), Job("open"), Job("write"), Job("reap")
+_READ1, _OPEN1, _REMOVE, _MOVE = Job("read", 1), Job("open", 1), Job("remove"), Job("move")
+_CREATE1, _CREATE0 = Job("create", 1, 1, 1), Job("create", 0, 1, 1)
+_REUSE, _REUSE0 = Job("create", 1, 0, 0), Job("create", 0, 0, 0)
+_PUBLISH = Job("publish", 0, 1, 1)
+
+_NESTED = Locks((menu("R0", "W0", "R1", "W1t"),) * 3, files=2, per_slot=2, nest=menu("R1t", "W1t", "R0t"), timeouts_fair=True)
+
+CONFIGS: dict[str, Model] = {
+    # Without kills progress must not lean on the slice, whatever stray tokens there are.
+    "noslice3": Locks((RW,) * 3, loops=2, slices=False, strays=1),
+    "noslice3timed": Locks((menu("R0", "W0", "R0t", "W0t", "R0?", "W0?"),) * 3, slices=False, strays=1, interrupts=True),
+    "noslice4": Locks((RWT,) * 4, slices=False),
+    "noslice2threads": Locks((RWT,) * 2, threads=2, per_slot=2, slices=False, strays=1),
+    "noslice2files": replace(_NESTED, slices=False),
+    "kill2files": replace(_NESTED, menu=(menu("R0"), menu("R1", "W1"), menu("W0", "W1t")), kills=2),
+    "again3": Locks((menu("R0", "W0"),) * 3, per_slot=2, nest=menu("R0"), slices=False),
+    "again2kill": Locks((RW, menu("W0", "P0"), RW), per_slot=2, nest=menu("R0"), kills=1, spare_inodes=1),
+    # Deaths.
+    "kill2": Locks((ALL, ALL), kills=1, strays=1),
+    "kill3": Locks((ALL,) * 3, kills=2),
+    "kill3loops2": Locks((RW,) * 3, loops=2, kills=1),
+    "kill3update": Locks((menu("U0", "W0"), menu("U0", "R0"), menu("R0", "W0t")), kills=2, loops=1),
+    "kill3open": Locks((RWT,) * 3, kills=2, uncommitted=True, interrupts=True),
+    "kill2threads": Locks((RWT,) * 2, threads=2, per_slot=2, kills=1),
+    "kill4batch1": Locks((menu("W0"), menu("R0"), menu("R0", "W0"), menu("R0")), kills=1, batch=1),
+    "kill3janitor": Locks((RWT,) * 3, kills=2, janitors=(0,)),
+    "drop2": Locks((menu("U0", "R0", "W0?"),) * 2, loops=2, per_slot=2, drops=True, kills=1),
+    "drop3": Locks((menu("U0", "R0"), menu("W0t"), menu("X0", "R0")), per_slot=2, drops=True, kills=1),
+    # Slots used again, with stale judgements.
+    "attach2": Locks((menu("R0", "W0", "W0?"),) * 2, kills=2, tenants=2, janitors=(1,), uncommitted=True),
+    "attach3": Locks((RW,) * 3, kills=1, tenants=1, janitors=(2,)),
+    "fork3": Locks((RW,) * 3, kills=1, forks=1),
+    # The namespace.
+    "remove3": Locks((menu("X0", "W0"), RW, menu("W0t", "R0?", "M0")), kills=1, spare_names=1),
+    "remove3attach": Locks((menu("X0"), RW, menu("W0", "X0")), kills=1, tenants=1, janitors=(2,)),
+    "publish2": Locks((menu("P0", "R0"), menu("P0t", "W0", "R0")), spare_inodes=2, kills=1, loops=2),
+    "publish3": Locks((menu("P0", "W0"), menu("P0", "R0", "R0t"), menu("W0", "R0")), spare_inodes=1, kills=1),
+    "publish3remove": Locks((menu("P0", "P0?"), menu("X0", "R0"), menu("W0", "R0")), spare_inodes=1, kills=1),
+    "moveall2": Locks((menu("D0", "R0"), menu("W0", "R0", "P0")), spare_inodes=1, kills=1, loops=2, split=True),
+    "moveall3": Locks((menu("D0"), menu("D0", "R0", "W0"), menu("R0?", "W0")), kills=2, split=True),
+    # Lock-free reads.
+    "read_write": Words((_READ, _WRITE, _REAP), kills=2),
+    "read_write2": Words((_READ, _WRITE, _WRITE, _REAP), kills=1),
+    "read_remove": Words((_READ, _REMOVE, _REUSE, _READ1), kills=1),
+    "read_create": Words((_READ1, _CREATE1, _CREATE1, _REAP), kills=2),
+    "read_move": Words((_READ1, _READ, _MOVE, _MOVE), kills=2),
+    "read_publish": Words((_READ, _PUBLISH, _WRITE, _REAP), kills=1),
+    "read_publish2": Words((_READ, _PUBLISH, Job("publish", 0, 0, 0)), kills=2),
+    "open_create": Words((_OPEN1, _CREATE1, _REMOVE, _CREATE0), kills=2),
+    "open_move": Words((_OPEN1, _OPEN, _MOVE, _MOVE, _REMOVE), kills=2),
+    "open_publish": Words((_OPEN, _OPEN1, _PUBLISH, _CREATE1, _REMOVE), kills=2),
+    # Where the sequence word may stay as it is: L or the generation already tells the reader.
+    "reap_no_seq": Words((_READ, _WRITE, _WRITE, _REAP), kills=2, mutant="reap_no_seq"),
+    "remove_no_seq": Words((_READ, _REMOVE, _REUSE, _READ1), kills=2, mutant="remove_no_seq"),
+    "publish_old_seq": Words((_READ, _PUBLISH, _WRITE, _REAP), kills=2, mutant="publish_old_seq"),
+}
+QUICK = (
+    "noslice3",
+    "noslice3timed",
+    "again3",
+    "drop2",
+    "attach2",
+    "remove3",
+    "publish2",
+    "moveall2",
+    "read_write",
+    "read_remove",
+    "read_publish",
+    "open_create",
+)
+
+
+def _mutant(breaks: str, config: Locks | Words) -> Mutant:
+    return Mutant(breaks, lambda name: replace(config, mutant=name))
+
+
+_R, _W, _MIX = menu("R0"), menu("W0"), Locks((RW,) * 3)
+_TIMED = Locks((menu("R0", "W0t"), menu("W0", "W0t"), RW))
+_KILL = replace(_MIX, kills=1)
+_TENANT = Locks((RW,) * 2, kills=1, tenants=1, janitors=(1,))
+_MOVEALL = Locks((menu("D0"), menu("R0", "W0")), split=True)
+_KEPT = Locks((menu("W0t"), _R, _R, _R), kills=1, batch=1, keepers=(1, 2, 3), timeouts_fair=True)
+_REPLACE = Locks((menu("P0"), RW, _R), spare_inodes=1)
+
+MUTANTS: dict[str, Mutant] = {
+    # the queue
+    "enqueue_if_held": _mutant("readers queue behind readers", _MIX),
+    "reader_overtakes": _mutant("a reader joins readers past a queued writer", _MIX),
+    "writer_over_readers": _mutant("the head writer is granted while readers hold", _MIX),
+    "timeout_no_pump": _mutant("a time-out unlinks, and nobody grants what stood behind", _TIMED),
+    "release_no_pump": _mutant("a release frees and does not grant", _MIX),
+    "reap_no_pump": _mutant("reaping frees and does not grant", _KILL),
+    "timeout_leaves_grant": _mutant("a time-out leaves a grant behind", _TIMED),
+    "unlink_keeps_tail": _mutant("leaving the last place keeps the tail", _TIMED),
+    "no_post": _mutant("a grant without a post: only the slice wakes", replace(_MIX, slices=False)),
+    "drain_late": _mutant("stale tokens are drained after the enqueue", replace(_MIX, slices=False)),
+    "post_before_grant": _mutant("the post precedes the grant", replace(_MIX, slices=False)),
+    "no_pump_on_slice": _mutant("grants in batches, and a look does not grant", _KEPT),
+    "reentrant_queues": _mutant("a second shared open waits behind a writer", replace(_MIX, per_slot=2, nest=_R)),
+    "reentrant_by_slot": _mutant("a thread passes the queue on another thread's hold", Locks((_R, _W), threads=2, per_slot=2)),
+    # deaths
+    "slice_no_reap": _mutant("a slice looks and does not reap", _KILL),
+    "refuse_no_reap": _mutant("try and remove refuse without reaping", Locks((menu("W0?", "X0"), _R, _R), kills=1)),
+    "poll": _mutant("a grant is believed outside m[k]", Locks((RW,) * 3, kills=2, uncommitted=True)),
+    "granted_is_dirty": _mutant("a writer that never knew marks the file ABANDONED", _KILL),
+    "held_is_dirty": _mutant("r+b that changed nothing marks the file ABANDONED", Locks((menu("U0"), _R), kills=1)),
+    "change_before_dirty": _mutant("bytes change before DIRTY is stored", Locks((menu("U0"), _R), kills=1)),
+    "reader_clears": _mutant("a reader's close clears ABANDONED", Locks((_W, _R), kills=1)),
+    "dropped_frees": _mutant("a finaliser frees its record outside m[k]", Locks((RW,) * 2, drops=True)),
+    "dropped_forgotten": _mutant("nobody works a finaliser's note off", Locks((RW,) * 2, drops=True)),
+    "reap_no_recheck": _mutant("the reaper does not compare the epoch again", _TENANT),
+    "epoch_before_lock": _mutant("a tenant bumps the epoch before it locks its byte", _TENANT),
+    "attach_no_clean": _mutant("a tenant does not clean its slot", _TENANT),
+    "attach_scans": _mutant("a tenant scans its slot outside m[k]", Locks((_W, _W), kills=2, tenants=1, uncommitted=True)),
+    "child_releases": _mutant("a forked child releases what its parent holds", Locks((RW,) * 2, forks=1)),
+    # the namespace
+    "no_gen_check": _mutant("LOCK does not compare the generation", Locks((menu("X0", "W0"),) * 2)),
+    "waiter_no_gen": _mutant("a waiter does not compare the generation", replace(_REPLACE, menu=(menu("P0"), _W, _R))),
+    "publish_past_writer": _mutant("publish does not wait for the writer", _REPLACE),
+    "bury_at_once": _mutant("publish frees what readers still hold", _REPLACE),
+    "bury_blind": _mutant(
+        "the last reader frees an orphan that another freed", replace(_REPLACE, menu=(menu("P0"), _R, menu("P0")))
+    ),
+    "orphan_forgotten": _mutant("only the last release frees an orphan", replace(_REPLACE, menu=(menu("P0"), _R), kills=1)),
+    "ns_not_compared": _mutant("LOCK does not compare NS", _MOVEALL),
+    "no_pass": _mutant("the scan begins before the opens under way are through", _MOVEALL),
+    "ns_back": _mutant("NS returns to the value it had", _MOVEALL),
+    "odd_stays": _mutant(
+        "an odd NS left by a death is taken for even", replace(_MOVEALL, menu=(menu("D0"), menu("D0"), _R), kills=1)
+    ),
+    # lock-free reads
+    "seq_true_old": _mutant("the undo of the sequence is s", Words((_READ, _WRITE, _REAP), kills=1)),
+    "seq_not_odd": _mutant("the sequence only moves after the commit", Words((_READ, _WRITE))),
+    "seq_last": _mutant("the sequence goes odd after the other values", Words((_READ, _WRITE, _REAP), kills=1)),
+    "leftover_stays": _mutant("an odd sequence of the dead is taken for even", Words((_READ, _WRITE, _WRITE, _REAP), kills=1)),
+    "odd_read": _mutant("a reader accepts an odd sequence", Words((_READ, _WRITE))),
+    "no_seq_after": _mutant("the reader does not look at the sequence again", Words((_READ, _WRITE))),
+    "no_L_after": _mutant("the reader does not look at L again", Words((_READ, _WRITE))),
+    "seq_before_L": _mutant("the reader looks at the sequence again before L", Words((_READ, _WRITE))),
+    "no_ig_after": _mutant("the reader does not look at the generation again", Words((_READ, _REMOVE, _REUSE))),
+    "abandoned_read": _mutant("a reader accepts an ABANDONED file", Words((_READ, _WRITE, _REAP), kills=1)),
+    "undo_forward": _mutant("the sequence is undone before L", Words((_READ, _WRITE, _REAP), kills=1)),
+    "publish_no_seq": _mutant("the sequence of a published inode does not go odd", Words((_READ, _PUBLISH), kills=1)),
+    "move_no_seq": _mutant("the sequence of a renamed inode does not go odd", Words((_READ1, _MOVE), kills=1)),
+    "trust_absent": _mutant("an absence seen without m[0] is believed", Words((_READ, _REMOVE), kills=1)),
+    # lock-free lookups
+    "no_name_again": _mutant(
+        "the name is not compared after the generation", Words((_OPEN1, _CREATE1, _CREATE0, _REMOVE), kills=1)
+    ),
+    "create_true_old": _mutant(
+        "the undo of a creation brings the old generation back", Words((_OPEN1, _CREATE1, _REMOVE, _CREATE0), kills=1)
+    ),
+    "publish_true_old": _mutant(
+        "the undo of a publication brings the old generation back", Words((_OPEN, _PUBLISH, _CREATE1), kills=1)
+    ),
+    "move_true_old": _mutant(
+        "the undo of a rename brings the old generation back", Words((_OPEN1, _MOVE, _REMOVE, _REUSE0), kills=1)
+    ),
+    "move_keeps_gen": _mutant("a rename does not change the generation", Words((_OPEN, _MOVE))),
+    "move_gen_first": _mutant("a rename stores its generation once, first", Words((_OPEN, _MOVE))),
+    "move_gen_last": _mutant("a rename stores its generation once, last", Words((_OPEN1, _MOVE), kills=1)),
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], CONFIGS, QUICK, MUTANTS))
