@@ -17,9 +17,12 @@ import atexit
 import contextlib
 import fnmatch
 import io
+import math
+import operator
 import os
 import sys
 import threading
+import time
 import uuid as uuids
 import warnings
 import weakref
@@ -47,12 +50,13 @@ from .store.layout import (
     KIND_SHIFT,
     LOCK_ABANDONED,
     LOCK_WRITER,
+    LOW32,
     N_CONTENT,
     N_CREATED,
     N_GENERATION,
-    N_LOCK,
     N_MODIFIED,
     N_NAME,
+    N_PIN,
     N_RUN,
     N_RUNS,
     N_SEQ,
@@ -173,7 +177,7 @@ class MemoryFileSystem:
         guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
         parameters = _parameters(max_quota, chunk_overhead_override, promotion_hard_limit, max_nodes, default_storage)
         guard.check_init(max_quota)
-        _prune_now_and_then()
+        attachment.prune_private()
         store = attachment.create(names.private_name(uuids.uuid4()), parameters)
         self._bind(store, _check_timeout(default_lock_timeout), guard)
 
@@ -208,7 +212,7 @@ class MemoryFileSystem:
         parameters = _parameters(max_quota, chunk_overhead_override, promotion_hard_limit, max_nodes, default_storage)
         parameters.backend = _backend(backend)
         parameters.slots = _count("max_participants", max_participants, 1, SLOTS_MAX)
-        _prune_now_and_then()
+        attachment.prune_private()
         try:
             store = attachment.create(name, parameters)
         except FileExistsError:
@@ -265,9 +269,10 @@ class MemoryFileSystem:
         _close_at_exit()
 
     def _attached(self) -> Attachment:
-        """The store; in a forked child it is attached anew at the first use."""
+        """The store, which must stand; in a forked child it is attached anew at the first use."""
         store = self._store
         if store is not None:
+            store.check_state()
             return store
         with self._lock:
             if self._is_closed:
@@ -331,19 +336,22 @@ class MemoryFileSystem:
         kind = _MODES.get(mode)
         if kind is None:
             raise ValueError(f"Invalid mode '{mode}'. MFS supports binary modes only: {set(_MODES)}")
+        if preallocate.__class__ is not int:
+            preallocate = operator.index(preallocate)
         if preallocate > 0 and mode == "rb":
             raise io.UnsupportedOperation("preallocate needs a mode that writes")
         store = self._store or self._attached()
         if store.dropped:
             store.work_off()
-        timeout = self._timeout if lock_timeout is None else lock_timeout
+        timeout = self._timeout if lock_timeout is None else _check_timeout(lock_timeout)
         found = store.names.files.get(path)  # type: ignore[arg-type]
-        record = store.rw.lease()
+        rw = store.rw
+        record = rw.free.pop() if rw.free else rw.lease()
         try:
             created = False
-            if found is None or mode == "xb" or not store.rw.lock(*found, record, kind, timeout):
+            if found is None or mode == "xb" or not rw.lock(*found, record, kind, timeout):
                 found, created = self._open_slowly(store, path, mode, record, kind, timeout)
-            if not created:
+            if not created and (mode == "wb" or store.w[rw.nodes_at + found[0] * NODE_WORDS] & LOCK_ABANDONED):
                 self._begin(store, found, path, mode, allow_abandoned)
             handle = MemoryFileHandle(self, store, found[0], record, os.fspath(path), mode)
         except BaseException:
@@ -364,33 +372,35 @@ class MemoryFileSystem:
     ) -> tuple[Found, bool]:
         """Look the path up, create the file if the mode does, and lock it; whether it was created."""
         parsed = parse(path)
+        creates = mode not in ("rb", "r+b")
         while True:
-            found = store.names.find(parsed, timeout)
-            if found[0]:
-                if store.tree.kind(found[0]) != KIND_FILE:
-                    raise IsADirectoryError(f"Is a directory: '{parsed.text}'")
-                if mode == "xb":
-                    raise FileExistsError(f"File exists: '{parsed.text}'")
-                if store.rw.lock(*found, record, kind, timeout):
-                    return found, False
-            elif mode in ("rb", "r+b"):
-                raise FileNotFoundError(f"No such file: '{parsed.text}'")
-            else:
-                found = store.names.create(parsed, record, timeout)
-                if found[1]:
+            if creates and parsed.parts:
+                found, created = store.names.create(parsed, record, timeout)
+                if created:
                     store.names.remember(parsed.text, found)
                     return found, True
+                store.names.remember(parsed.text, found)
+            else:
+                found = store.names.find(parsed, timeout)
+            if not found[0]:
+                raise FileNotFoundError(f"No such file: '{parsed.text}'")
+            if store.tree.kind(found[0]) != KIND_FILE:
+                raise IsADirectoryError(f"Is a directory: '{parsed.text}'")
+            if mode == "xb":
+                raise FileExistsError(f"File exists: '{parsed.text}'")
+            if store.rw.lock(*found, record, kind, timeout):
+                return found, False
 
     def _begin(self, store: Attachment, found: Found, path: AnyPath, mode: str, allow_abandoned: bool) -> None:
-        """What the mode does to a file that stands, once it is locked."""
+        """What the mode does to a file that stands, once it is locked: "wb" empties it, others refuse an abandoned one."""
         w, at = store.w, store.names.nodes_at + found[0] * NODE_WORDS
         if mode == "wb":
-            import time
-
+            if w[at + N_PIN] & LOW32:
+                store.names.unshare(found[0], 0, self._timeout)
             w[at + N_SIZE] = 0
             w[at + N_CONTENT] = w[at + N_CONTENT] + 1
             w[at + N_MODIFIED] = time.time_ns()
-        elif w[at + N_LOCK] & LOCK_ABANDONED and not allow_abandoned:
+        elif not allow_abandoned:
             raise MFSAbandonedFileError(os.fspath(path))
 
     # ---- whole files
@@ -628,7 +638,6 @@ class MemoryFileSystem:
     def stats(self) -> MFSStats:
         """Quota and counts, as D-MemFS has them; used + free == quota."""
         store = self._attached()
-        store.check_state()
         if store.dropped or store.unpinned:
             store.work_off()
         w = store.w
@@ -646,7 +655,6 @@ class MemoryFileSystem:
     def info(self) -> MFSInfo:
         """Identity, parameters and memory of the store. orphaned: charged for content that only readers or views have."""
         store = self._attached()
-        store.check_state()
         if store.dropped or store.unpinned:
             store.work_off()
         w = store.w
@@ -671,26 +679,22 @@ class MemoryFileSystem:
     def locks(self) -> list[LockInfo]:
         """Every file lock that is held or waited for; read without locks."""
         store = self._attached()
-        store.check_state()
         return locks_of(store)
 
     def participants(self) -> list[ParticipantInfo]:
         """The processes that are attached, and dead ones that nobody has succeeded."""
         store = self._attached()
-        store.check_state()
         return participants_of(store)
 
     def check(self) -> list[str]:
         """Every invariant of the store, the others stopped meanwhile: what is wrong, a text each; empty when sound."""
         store = self._attached()
-        store.check_state()
         store.work_off()
         return check.check(store, self._timeout)
 
     def trim(self) -> int:
         """Give memory in which nothing is stored back to the system, by whole arenas; returns bytes."""
         store = self._attached()
-        store.check_state()
         store.relieve()
         return store.arenas.trim(self._timeout)
 
@@ -710,7 +714,7 @@ def _stat(w: memoryview, at: int) -> MFSStatResult:
         modified_at=w[at + N_MODIFIED] / 1e9,
         generation=0 if directory else w[at + N_CONTENT],
         is_dir=directory,
-        abandoned=bool(w[at + N_LOCK] & LOCK_ABANDONED),
+        abandoned=bool(w[at] & LOCK_ABANDONED),
     )
 
 
@@ -810,8 +814,12 @@ def _backend(backend: str) -> int:
 
 
 def _check_timeout(timeout: float | None) -> float | None:
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout != timeout):
-        raise TypeError(f"default_lock_timeout must be a number of seconds or None, not {timeout!r}")
+    if timeout is None:
+        return None
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"a lock timeout must be a number of seconds or None, not {type(timeout).__name__}")
+    if math.isnan(timeout):
+        raise MFSParameterError("a lock timeout must not be NaN")
     return timeout
 
 
@@ -868,25 +876,12 @@ def shortages(quota: int) -> list[str]:
 
 _filesystems: weakref.WeakSet[MemoryFileSystem] = weakref.WeakSet()
 _exit_hooked_for = 0
-_pruned_at = 0.0
 
 
 def _let_go(store: Attachment) -> None:
     """A filesystem object was collected. One that was pickled keeps its store until the process ends."""
-    if not store.kept and not store.forked:
-        attachment.release(store)
-
-
-def _prune_now_and_then() -> None:
-    """Private stores of killed processes go when the next one is made; looked for every ten seconds at the most."""
-    global _pruned_at
-    import time
-
-    now = time.monotonic()
-    if now - _pruned_at > 10 or not _pruned_at:
-        _pruned_at = now
-        with contextlib.suppress(OSError):
-            attachment.prune_private()
+    if not store.forked:
+        attachment.release(store, leave=not store.kept)
 
 
 def _unpickle(
@@ -907,12 +902,13 @@ def _close_at_exit() -> None:
     if _exit_hooked_for == os.getpid():
         return
     _exit_hooked_for = os.getpid()
+    atexit.register(close_all)
     util = sys.modules.get("multiprocessing.util")
-    process = sys.modules.get("multiprocessing.process")
-    if util is not None and process is not None and process.parent_process() is not None:
+    if util is not None:
+        # A child of multiprocessing ends with os._exit after these, and forgets those made before its own start, which
+        # may be later than now: a forkserver's child unpickles its arguments first.
         util.Finalize(None, close_all, exitpriority=-100)
-    else:
-        atexit.register(close_all)
+        util.register_after_fork(_exit_marker, lambda _: util.Finalize(None, close_all, exitpriority=-100))
 
 
 def close_all() -> None:
@@ -934,11 +930,7 @@ def _after_fork_in_child() -> None:
         fs._handles = {}
     atexit.unregister(close_all)
     _exit_hooked_for = 0
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:  # multiprocessing clears its finalisers in the child, then calls this
-        util.register_after_fork(_exit_marker, lambda _: _close_at_exit())
-    else:
-        _close_at_exit()
+    _close_at_exit()
 
 
 class _Marker:

@@ -11,6 +11,7 @@ Like D-MemFS's, a handle is for one thread at a time.
 from __future__ import annotations
 
 import io
+import operator
 import time
 import warnings
 from collections.abc import Iterable
@@ -42,6 +43,28 @@ _NOT_READABLE = frozenset(("wb", "ab", "xb"))
 
 class MemoryFileHandle(io.RawIOBase):
     """Binary file handle returned by `MemoryFileSystem.open`; use it in a `with`."""
+
+    __slots__ = (
+        "_at",
+        "_base",
+        "_capacity",
+        "_closed",
+        "_dirty",
+        "_fs",
+        "_mm",
+        "_mode",
+        "_node",
+        "_path",
+        "_pieces",
+        "_pos",
+        "_readable",
+        "_record",
+        "_size",
+        "_store",
+        "_view",
+        "_w",
+        "_writable",
+    )
 
     def __init__(self, fs: MemoryFileSystem, store: Attachment, node: int, record: int, path: str, mode: str) -> None:
         """Take over a held lock record. Do not call: `MemoryFileSystem.open` does."""
@@ -136,6 +159,8 @@ class MemoryFileHandle(io.RawIOBase):
         if self._closed or not self._readable or self._store.forked or self._w[W_STATE] != STATE_READY:
             self._check_readable()
         pos, end = self._pos, self._size
+        if size.__class__ is not int and size is not None:
+            size = operator.index(size)
         if size is not None and 0 <= size < end - pos:
             end = pos + size
         if pos >= end:
@@ -184,12 +209,12 @@ class MemoryFileHandle(io.RawIOBase):
         return self._mm[self._base + pos : self._base + end]
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
-        """The lines from the position on; with a positive *hint*, as many as reach so many bytes."""
+        """The lines from the position on; with a positive *hint*, until they have more bytes than that."""
         lines, total = [], 0
         while line := self.readline():
             lines.append(line)
             total += len(line)
-            if hint is not None and 0 < hint <= total:
+            if hint is not None and 0 < hint < total:
                 break
         return lines
 
@@ -234,6 +259,10 @@ class MemoryFileHandle(io.RawIOBase):
             return 0
         w, at, pos, size = self._w, self._at, self._pos, self._size
         end = pos + count
+        if pos != size and self._fs._sequential:
+            raise io.UnsupportedOperation(
+                "Random-access write on a sequential-only file: promotion is disabled (default_storage='sequential')."
+            )
         if end > self._capacity or w[at + N_PIN] & LOW32:
             self._make_room(max(end, size), size)
         if not self._dirty:
@@ -255,6 +284,7 @@ class MemoryFileHandle(io.RawIOBase):
     def _make_room(self, size: int, keep: int) -> None:
         """Blocks of our own for *size* bytes, the first *keep* of which stay."""
         store, timeout = self._store, self._fs._timeout
+        store.work_off()  # a view that is gone may not have given its pin back yet
         if self._w[self._at + N_PIN] & LOW32:
             store.names.unshare(self._node, keep, timeout)
         self._fs._guard.check_before_write(size - self._capacity)
@@ -285,7 +315,7 @@ class MemoryFileHandle(io.RawIOBase):
         Blocks that are not needed are given back at once. ValueError if negative.
         """
         self._check_writable()
-        target = self._pos if size is None else size
+        target = self._pos if size is None else operator.index(size)
         if target < 0:
             raise ValueError("truncate size must be >= 0")
         w, at, before = self._w, self._at, self._size
@@ -330,6 +360,7 @@ class MemoryFileHandle(io.RawIOBase):
     def seek(self, offset: int, whence: int = 0) -> int:
         """Set the position and return it; past the end is allowed, but for SEEK_END with a positive offset (ValueError)."""
         self._check()
+        offset = operator.index(offset)
         if whence == 0:
             if offset < 0:
                 raise ValueError("seek offset must be >= 0 for SEEK_SET")
@@ -367,7 +398,10 @@ class MemoryFileHandle(io.RawIOBase):
         self._fs._handles.pop(record, None)
         if store.forked or store.is_left or self._w[W_STATE] != STATE_READY:
             return
-        store.close_record(record)
+        if self._writable:
+            store.close_record(record)
+        else:
+            store.close_reader(record, self._at)
 
     def __enter__(self) -> MemoryFileHandle:
         return self

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 from .store.layout import NAME_BYTES_MAX, PATH_BYTES_MAX
 from .store.namespace import Path
+
+#: Absolute, ASCII, nothing to resolve: what nearly every path is.
+_PLAIN = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+", re.ASCII).fullmatch
 
 AnyPath = str | os.PathLike[str]
 
@@ -18,6 +22,8 @@ def parse(path: AnyPath) -> Path:
         raise TypeError(f"path must be str or os.PathLike[str], not {type(path).__name__}")
     if "\0" in text:
         raise ValueError(f"Path contains a NUL character: {text!r}")
+    if len(text) <= NAME_BYTES_MAX and _PLAIN(text):
+        return Path(text, text[1:].encode().split(b"/"))
     parts: list[bytes] = []
     for part in text.replace("\\", "/").split("/"):
         if part == "..":

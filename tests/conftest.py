@@ -6,6 +6,7 @@ DMEMFS_SHM_TEST_PROFILE names: `default` (few examples, the same ones each time)
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import uuid
@@ -59,11 +60,11 @@ def mark_of(fs: MemoryFileSystem) -> str:
 
 def entries_of(*marks: str) -> list[str]:
     """The entries of /dev/shm that carry one of these names or uuids."""
-    found = []
-    for entry in os.listdir("/dev/shm"):
-        if "dmemfs-" in entry and any(m in entry or m in entry.replace("-", "") for m in marks):
-            found.append(entry)
-    return sorted(found)
+    return sorted(
+        entry
+        for entry in os.listdir("/dev/shm")
+        if "dmemfs-" in entry and any(mark in entry or mark in entry.replace("-", "") for mark in marks)
+    )
 
 
 class Stores:
@@ -117,10 +118,8 @@ class Stores:
                     warnings.simplefilter("ignore", ResourceWarning)
                     fs.close()
         for name in self._names:
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 MemoryFileSystem.destroy(name)
-            except FileNotFoundError:
-                pass
         gc.collect()
         return findings + [f"left in /dev/shm: {entry}" for entry in entries_of(*self._marks)]
 

@@ -45,7 +45,6 @@ from dmemfs_shm.store.layout import (
     REC_NODE_SHIFT,
     REC_STATE,
     REC_WRITER,
-    S_CLAIM,
     W_BACKEND,
     generation_at,
     journal_at,
@@ -196,10 +195,8 @@ def lock_findings(store: Attachment, *, all_free: bool = True) -> list[str]:
         found += _node_findings(store, node)
     if all_free:
         found += [f"left behind: {hold}" for hold in store.rw.holds()]
-        for node in range(2, NODE_STEP):
-            word = store.w[store.layout.node_at(node) + N_LOCK] & ~LOCK_ABANDONED
-            if word:
-                found.append(f"node {node}: lock word {word:#x} with no records")
+        words = {node: store.w[store.layout.node_at(node) + N_LOCK] & ~LOCK_ABANDONED for node in range(2, NODE_STEP)}
+        found += [f"node {node}: lock word {word:#x} at rest" for node, word in words.items() if word]
     free = store.rw.free
     if len(set(free)) != len(free):
         found.append(f"a record is twice in the free list: {sorted(free)}")
@@ -229,9 +226,9 @@ def _mutex_findings(store: Attachment) -> list[str]:
             tokens = _tokens(store, k, generation)
             if tokens != 1:
                 found.append(f"mutex {k}, generation {generation}, has {tokens} tokens")
-            for slot in range(store.layout.slots):
-                if store.participants.has_memory(slot) and w[store.layout.slot_at(slot) + S_CLAIM + k] == generation:
-                    found.append(f"slot {slot} claims mutex {k}")
+            holder = store.mutexes[k].holder()
+            if holder is not None:
+                found.append(f"slot {holder} claims mutex {k}")
     finally:
         locks.close()
     return found

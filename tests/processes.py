@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import threading
 import time
 import traceback
@@ -24,11 +23,11 @@ METHODS = ("fork", "spawn", "forkserver")
 DEADLINE_S = 60.0
 
 
-class ChildFailed(AssertionError):
+class ChildFailedError(AssertionError):
     """The child raised; carries its traceback."""
 
 
-class ChildDied(AssertionError):
+class ChildDiedError(AssertionError):
     """The child ended without an answer."""
 
 
@@ -50,16 +49,16 @@ class Child:
         self.link.send(message)
 
     def receive(self) -> Any:
-        """The child's next message; what it raised becomes ChildFailed here."""
+        """The child's next message; what it raised becomes ChildFailedError here."""
         if not self.link.poll(DEADLINE_S):
-            raise ChildDied(f"no answer from child {self.pid} within {DEADLINE_S} s")
+            raise ChildDiedError(f"no answer from child {self.pid} within {DEADLINE_S} s")
         try:
             kind, value = self.link.recv()
         except (EOFError, ConnectionResetError):
             self.process.join(DEADLINE_S)
-            raise ChildDied(f"child ended with exit code {self.process.exitcode} and no answer") from None
+            raise ChildDiedError(f"child ended with exit code {self.process.exitcode} and no answer") from None
         if kind == "error":
-            raise ChildFailed(value)
+            raise ChildFailedError(value)
         return value
 
     def kill(self) -> None:
@@ -71,7 +70,7 @@ class Child:
         """Wait for its end; not ending is a failure."""
         self.process.join(DEADLINE_S)
         if self.process.is_alive():
-            raise ChildDied(f"child {self.pid} did not end within {DEADLINE_S} s")
+            raise ChildDiedError(f"child {self.pid} did not end within {DEADLINE_S} s")
 
     def reap(self) -> None:
         """Leave no process behind, whatever happened before."""
@@ -103,7 +102,7 @@ class Link:
 def _child_main(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     try:
         value = function(Link(connection), *args)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (whatever it is, the test has to know)
         connection.send(("error", traceback.format_exc()))
     else:
         connection.send(("value", value))
@@ -156,7 +155,7 @@ class Task:
         try:
             assert self._function is not None
             self._value = self._function(*self._args)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  (raised again by result)
             self._error = error
         finally:
             self._function, self._args = None, ()
@@ -212,8 +211,3 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"did not happen within {DEADLINE_S} s: {what}"
         pause.wait(0.001)
-
-
-def exit_without_cleaning() -> None:
-    """End this process at once, as a crash would, but with an exit status."""
-    os._exit(3)

@@ -44,6 +44,7 @@ from .layout import (
 if TYPE_CHECKING:
     from .attachment import Attachment
 
+RUNS_KNOWN_MOST = 16384
 Piece = tuple[int, int, segment.Segment, int]
 
 
@@ -55,11 +56,15 @@ class Arenas:
         self.blocks = blocks
         self.w = store.w
         self._mapped: dict[int, tuple[int, segment.Segment]] = {}
+        self._located: dict[int, tuple[segment.Segment, int, int, int]] = {}
 
     # ---- reaching bytes
 
     def locate(self, run: int) -> tuple[segment.Segment, int]:
         """The segment that has the run's bytes, and where in it they begin. REQUIRES that the run is in use."""
+        known = self._located.get(run)
+        if known is not None and self.w[known[2]] == known[3]:
+            return known[0], known[1]
         page, slot = divmod(unit_of(run), UNITS_PER_PAGE)
         number = self.blocks.arena_of(page)
         at = arena_at(number)
@@ -70,6 +75,9 @@ class Arenas:
         offset = (page - self.w[at + A_BASE]) * PAGE + slot * UNIT
         if offset + units_of(run) * UNIT > self.w[at + A_BACKED] * PAGE:
             raise MFSCorruptStoreError("index", at * WORD, "a run within the arena's memory", run)
+        if len(self._located) >= RUNS_KNOWN_MOST:
+            self._located.clear()
+        self._located[run] = mapped[1], offset, at + A_LIFE, life
         return mapped[1], offset
 
     def pieces(self, runs: list[int]) -> list[Piece]:
@@ -115,6 +123,7 @@ class Arenas:
         for _, mapped in self._mapped.values():
             mapped.close()
         self._mapped.clear()
+        self._located.clear()
 
     # ---- memory
 
@@ -240,6 +249,7 @@ class Arenas:
         with self.store.growing:
             for number, (life, mapped) in list(self._mapped.items()):
                 if life != self.w[arena_at(number) + A_LIFE]:
+                    self._located.clear()
                     mapped.close()
                     del self._mapped[number]
 

@@ -55,6 +55,7 @@ from .layout import (
     FILES,
     FINGERPRINT,
     KIND_DIR,
+    KIND_ORPHAN,
     KIND_SHIFT,
     LB_ATTACH,
     LB_INIT,
@@ -281,6 +282,19 @@ class Attachment:
             with contextlib.suppress(MFSNoSpaceError):
                 self.tree.grow_buckets()
         return result
+
+    def close_reader(self, record: int, at: int) -> None:
+        """The end of a handle that only read; *at* is its node's first word."""
+        try:
+            self.rw.unlock(record)
+            if self.w[at + N_NAME] >> KIND_SHIFT == KIND_ORPHAN:
+                self.names.drain_orphans()
+        except MFSStoreBusyError:
+            self.rw.release_later(record)
+        except BaseException:
+            if self.state == STATE_READY:
+                self.rw.release_later(record)
+            raise
 
     def close_record(self, record: int) -> None:
         """The end of a handle: `Namespace.finish`, or a note for the next operation if a stopped process is in the way."""
@@ -646,12 +660,12 @@ def _open(name: str, fd: int) -> Attachment:
         return store
 
 
-def release(store: Attachment) -> None:
-    """One user less. The last one leaves the store; but while views of it live, it is left at the end of the process,
+def release(store: Attachment, *, leave: bool = True) -> None:
+    """One user less. The last one leaves the store (if *leave*); but while views of it live, it is left at the end of the process,
     for what they look at is pinned by our slot. A private store that nobody else has may go under its views."""
     with _attaching:
         store.users -= 1
-        if store.users <= 0 and not store.is_left:
+        if store.users <= 0 and leave and not store.is_left:
             if store.views and store.state == STATE_READY and not _is_ours_alone(store):
                 return
             store.leave()
@@ -821,9 +835,11 @@ def _unlink_belongings(uuid: uuids.UUID) -> None:
 
 def prune_private() -> None:
     """Destroy this user's private stores that no process uses any more."""
-    for _, name in names.stores(os.geteuid()):
-        if name.startswith("@"):
-            _destroy_if_unused(name)
+    ours = {store.name for store in _attached.values()}
+    with contextlib.suppress(OSError):
+        for _, name in names.stores(os.geteuid()):
+            if name.startswith("@") and name not in ours:
+                _destroy_if_unused(name)
 
 
 # ---- fork

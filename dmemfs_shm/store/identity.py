@@ -45,13 +45,16 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock of Linux: type, whence, start,
 
 
 class ByteLocks:
-    """OFD locks on bytes of a file, through a description of its own."""
+    """OFD locks on bytes of a file, through a description of its own.
+
+    fd: a descriptor of that file to take over, instead of opening it. Asking (`is_free`) needs it for reading only.
+    """
 
     __slots__ = ("_inode", "fd", "name")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, fd: int = -1) -> None:
         self.name = name
-        self.fd = segment.open_fd(name)
+        self.fd = segment.open_fd(name) if fd < 0 else fd
         self._inode = os.fstat(self.fd).st_ino
 
     def try_lock(self, byte: int, *, shared: bool = False) -> bool:
@@ -113,6 +116,15 @@ def start_time(pid: int | str = "self") -> int:
         return -1
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def is_stopped(pid: int) -> bool | None:
+    """Whether a process of our pid namespace is stopped (SIGSTOP, a debugger); None if it is not to be found out."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except (OSError, IndexError):
+        return None
 
 
 def pid_namespace() -> int:

@@ -131,7 +131,9 @@ class Mutex:
         "_gate",
         "_generation",
         "_generation_at",
+        "_give_token",
         "_semaphore",
+        "_try_token",
         "_waiting",
         "journal",
         "number",
@@ -162,19 +164,18 @@ class Mutex:
     # ---- the four calls of a section
 
     def acquire(self, thread: Thread, timeout: float | None = None) -> None:
-        """Enter. MFSStoreBusyError after *timeout* seconds (GRACE_S at least), MFSStoreGoneError."""
-        thread.inside = True
-        self.acquire_inner(thread, timeout)
+        """Enter; a thread that is inside already enters a mutex with a higher number.
 
-    def acquire_inner(self, thread: Thread, timeout: float | None = None) -> None:
-        """Enter while the thread is inside a mutex with a lower number."""
+        MFSStoreBusyError after *timeout* seconds (GRACE_S at least), MFSStoreGoneError.
+        """
+        thread.inside = True
         if self._waiting or self._gate.setdefault(0, thread) is not thread:  # a0
             self._wait_for_gate(thread, timeout)
         w = self.w
         g = w[self._generation_at]  # a1
         if g == self._generation:
             try:
-                self._semaphore.acquire(0)  # a2
+                self._try_token(0)  # a2
             except (posix_ipc.BusyError, posix_ipc.SignalError):
                 g = self._take(timeout)
         else:
@@ -190,14 +191,14 @@ class Mutex:
     def release(self, thread: Thread) -> None:
         """Leave, having committed."""
         self.w[self._claim_at] = NO_CLAIM  # r1
-        self._semaphore.release()  # r2
+        self._give_token()  # r2
         del self._gate[0]  # r3
         thread.inside = False  # last: a signal handler that runs after r2 must not find the gate ours and enter
 
     def release_inner(self) -> None:
         """Leave the inner one of two mutexes."""
         self.w[self._claim_at] = NO_CLAIM
-        self._semaphore.release()
+        self._give_token()
         del self._gate[0]
 
     def abandon(self, thread: Thread) -> None:
@@ -339,6 +340,7 @@ class Mutex:
         except posix_ipc.ExistentialError:
             return False
         old, self._semaphore = self._semaphore, semaphore
+        self._try_token, self._give_token = semaphore.acquire, semaphore.release
         self._generation = generation
         if old is not None:
             old.close()
@@ -374,6 +376,7 @@ class Mutex:
         if self._semaphore is not None:
             self._semaphore.close()
             self._semaphore, self._generation = None, -1
+            del self._try_token, self._give_token
 
 
 class OfdMutex(Mutex):
@@ -387,7 +390,8 @@ class OfdMutex(Mutex):
 
     outer: Mutex | None
 
-    def acquire_inner(self, thread: Thread, timeout: float | None = None) -> None:
+    def acquire(self, thread: Thread, timeout: float | None = None) -> None:
+        thread.inside = True
         if self._waiting or self._gate.setdefault(0, thread) is not thread:
             self._wait_for_gate(thread, timeout)
         locks: ByteLocks = self.participants.locks
@@ -409,11 +413,11 @@ class OfdMutex(Mutex):
         assert self.outer is not None
         self.release_inner()
         try:
-            self.outer.acquire_inner(thread, timeout)
+            self.outer.acquire(thread, timeout)
         finally:
             self.outer._abandon(thread)
             thread.inside = True
-        self.acquire_inner(thread, timeout)
+        self.acquire(thread, timeout)
 
     def _wait_for_byte(self, locks: ByteLocks, timeout: float | None) -> None:
         deadline = _deadline(timeout)

@@ -70,9 +70,11 @@ from .layout import (
     S_EPOCH,
     S_INTENT,
     S_PINS,
+    STATE_READY,
     TRASH,
     TREE_SEQ,
     UNIT,
+    W_STATE,
     X_NEXT,
 )
 from .section import Section
@@ -133,6 +135,7 @@ class Namespace:
         self.nodes_at = store.layout.nodes_at
         self.files: dict[str, Found] = {}
         self.directories: dict[str, Found] = {}
+        self.parents: dict[tuple[bytes, ...], Found] = {}
 
     def at(self, node: int) -> int:
         return self.nodes_at + node * NODE_WORDS
@@ -141,6 +144,8 @@ class Namespace:
 
     def find(self, path: Path, timeout: float | None) -> Found:
         """(node, generation, namespace) of a path, node 0 if there is none; without a lock if nothing moves."""
+        if self.w[W_STATE] != STATE_READY:
+            self.store.check_state()
         for _ in range(3):
             try:
                 found = self.tree.look_up(path.parts)
@@ -179,9 +184,16 @@ class Namespace:
 
     def parent_of(self, path: Path) -> int:
         """The directory that a new entry at the path would be in. REQUIRES m[0]. FileNotFoundError."""
-        parent = self.tree.walk(path.parts[:-1])
+        parts = path.parts[:-1]
+        known = self.parents.get(key := tuple(parts))
+        if known is not None and self.is_current(known):
+            return known[0]
+        parent = self.tree.walk(parts)
         if not parent or self.tree.kind(parent) != KIND_DIR:
             raise FileNotFoundError(f"Parent directory does not exist: '{path.parent}'")
+        if len(self.parents) >= PATHS_CACHED_MOST:
+            self.parents.clear()
+        self.parents[key] = parent, self.w[self.at(parent) + N_GENERATION], self.w[NAMESPACE]
         return parent
 
     def file_at(self, path: Path) -> int:
@@ -238,23 +250,25 @@ class Namespace:
 
     # ---- creating
 
-    def create(self, path: Path, record: int, timeout: float | None) -> Found:
-        """A new empty file, locked exclusively with this record; the file that stands there already, not locked."""
+    def create(self, path: Path, record: int, timeout: float | None) -> tuple[Found, bool]:
+        """A new empty file, locked exclusively with this record, and True; or what stands there, not locked, and False."""
 
-        def step(section: Section) -> Found:
+        def step(section: Section) -> tuple[Found, bool]:
             w = self.w
             parent = self.parent_of(path)
             node = self.tree.find(parent, path.parts[-1])
             if node:
-                return node, 0, 0
+                self.settle(section, node)
+                return (node, w[self.at(node) + N_GENERATION], w[NAMESPACE]), False
             self.tree.check_limit(section)
             node = self.tree.make(section, KIND_FILE)
             at = self.at(node)
             w[at + N_LOCK] = LOCK_WRITER  # plainly: until the commit nobody has the generation to look at it
             section.plan[record] = HELD | REC_WRITER | REC_DIRTY | node << REC_NODE_SHIFT
             self.tree.link(section, node, KIND_FILE, parent, path.parts[-1], fresh=True)
-            return node, section.plan[at + N_GENERATION], w[NAMESPACE]
+            return (node, section.plan[at + N_GENERATION], w[NAMESPACE]), True
 
+        self.store.rw.announce(record)
         return self.store.transact(step, timeout)
 
     def mkdir(self, path: Path, timeout: float | None, *, exist_ok: bool = False) -> None:
@@ -295,6 +309,8 @@ class Namespace:
         ``fill(segment, offset)`` stores the bytes; it must not raise for avoidable reasons and may be called twice.
         FileExistsError unless *replace*; a file there that is open for writing is waited for.
         """
+        if not path.parts:
+            raise IsADirectoryError(f"Is a directory: '{path.text}'")
         if size <= COPIED_IN_SECTION_MOST:
             self._put_with(path, size, fill, None, timeout, replace=replace, content=content)
             return
@@ -783,12 +799,12 @@ class Namespace:
             self.drain_orphans()
 
     def fit(self, node: int) -> None:
-        """Give back the blocks beyond a file's size. REQUIRES its exclusive lock, and that it is not pinned or cut."""
+        """Give back the blocks beyond a file's size, unless they are pinned. REQUIRES its exclusive lock."""
         at = self.at(node)
 
         def step(section: Section) -> bool:
             if section.plan[at + N_PIN] & LOW32:
-                return False  # the views' content is divorced as a whole when it is changed or removed
+                return False
             return self.content.shrink(section, at, self.w[at + N_SIZE])
 
         while self.store.transact(step, self.store.patience):

@@ -149,6 +149,11 @@ class FileLocks:
         index = (record - self.layout.slot_at(slot) - RECORDS_AT) // RECORD_WORDS
         return slot * RECORDS + index
 
+    def announce(self, record: int) -> None:
+        """Say in a record of ours whose request it is, before it is made; advisory, for `holds` and for our own thread."""
+        self.w[record + R_THREAD] = self.threads.thread.word
+        self.w[record + R_SINCE] = time.time_ns()
+
     # ---- the two calls of the hot path
 
     def lock(
@@ -163,7 +168,9 @@ class FileLocks:
         w = self.w
         at = self.nodes_at + node * NODE_WORDS
         mutex = self.mutexes[1 + node % INODE_MUTEXES]
-        thread = self.threads.enter()
+        thread = self.threads.thread
+        if thread.inside:
+            self.threads.enter()
         w[record + R_THREAD] = thread.word
         w[record + R_SINCE] = time.time_ns()
         try:
@@ -237,8 +244,9 @@ class FileLocks:
             mutex.abandon(thread)
             raise
         self.free.append(record)
-        for park in posts:
-            self.post(park)
+        if posts:
+            for park in posts:
+                self.post(park)
 
     # ---- transactions, inside the node's mutex
 

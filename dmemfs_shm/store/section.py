@@ -45,7 +45,7 @@ class Section:
         for number in sorted({1 + node % INODE_MUTEXES for node in nodes}):
             mutex = self._sections.mutexes[number]
             self._inner.append(mutex)
-            mutex.acquire_inner(self.thread, self.timeout)
+            mutex.acquire(self.thread, self.timeout)
 
     def renames(self) -> None:
         """The plan changes names: those who look for one without a lock and do not find it must look again."""
@@ -102,7 +102,7 @@ class Section:
         w[NAMESPACE] = w[NAMESPACE] | 1
         for mutex in self._sections.mutexes[1:]:
             self._inner.append(mutex)
-            mutex.acquire_inner(self.thread, self.timeout)
+            mutex.acquire(self.thread, self.timeout)
             self.leave_nodes()
 
     def leave_nodes(self) -> None:

@@ -121,11 +121,11 @@ def sound(case: Any) -> list[str]:
     return lock_findings(case.store)
 
 
-def on_store(backend: str, prepare: Callable[[Case], None] = lambda case: None) -> Callable[[], Any]:
+def on_store(backend: str, prepare: Callable[[Case], None] = lambda case: None, make: type[Case] = Case) -> Callable[[], Any]:
     @contextlib.contextmanager
     def setup() -> Iterator[Case]:
         with lock_store(backend) as store:
-            case = Case(store)
+            case = make(store)
             prepare(case)
             yield case
 
@@ -180,7 +180,7 @@ def die_in_commit(store: Attachment, *numbers: int) -> None:
 
     def body() -> None:
         if len(numbers) > 1:
-            store.mutexes[numbers[1]].acquire_inner(store.threads.thread)
+            store.mutexes[numbers[1]].acquire(store.threads.thread)
         journal, at = store.mutexes[numbers[0]].journal, store.layout.node_at(NODE)
         for entry, word in enumerate((at + N_CREATED, at + N_MODIFIED)):
             store.w[journal + 1 + 2 * entry] = word
@@ -192,45 +192,61 @@ def die_in_commit(store: Attachment, *numbers: int) -> None:
     inside(store, numbers[0], body)
 
 
-def rolled_back(case: Case) -> list[str]:
-    at = case.store.layout.node_at(NODE)
-    values = [case.store.w[at + N_CREATED], case.store.w[at + N_MODIFIED]]
-    return sound(case) + [f"not rolled back: {values}" for _ in [0] if values != [0, 0]]
+class Recovering(Case):
+    """Has somebody die in mutexes; looks at the words of the broken transaction as soon as it is in the last one."""
+
+    mutexes: tuple[int, ...] = (K,)
+
+    def __init__(self, store: Attachment) -> None:
+        super().__init__(store)
+        self.values: list[int] = []
+
+    def death_in_commit(self) -> None:
+        killed_in(self, lambda store: die_in_commit(store, *self.mutexes))
+
+    def lost_token(self) -> None:
+        killed_in(self, lambda store: (inside(store, K, lambda: None), store.mutexes[K]._semaphore.acquire(1)))
+
+    def again(self, number: int) -> None:
+        at = self.store.layout.node_at(NODE)
+
+        def body() -> None:
+            self.values = [self.store.w[at + N_CREATED], self.store.w[at + N_MODIFIED]]
+
+        inside(self.store, K, body, DEADLINE_S)
+        super().again(number)
 
 
-def recover(case: Case, fault: Fault) -> None:
-    store = attachment.attach(case.name)
-    fault.arm(store)
-    inside(store, K, lambda: None)
+def rolled_back(case: Recovering) -> list[str]:
+    return sound(case) + [f"not rolled back: {case.values}" for _ in [0] if case.values != [0, 0]]
+
+
+class RecoveringTwo(Recovering):
+    mutexes = (0, K)
+
+
+def recover_after(event: str) -> Callable[[Case, Fault], None]:
+    def operation(case: Case, fault: Fault) -> None:
+        store = attachment.attach(case.name)  # before the death: who attaches later takes the dead one's slot
+        fault.ask(event)
+        fault.arm(store)
+        inside(store, K, lambda: None)
+
+    return operation
 
 
 @backends
 @points
-@pytest.mark.parametrize("mutexes", [(K,), (0, K)], ids=["one", "outer-too"])
-def test_recovery_of_a_mutex(backend: str, every: int, mutexes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("make", [Recovering, RecoveringTwo], ids=["one", "outer-too"])
+def test_recovery_of_a_mutex(backend: str, every: int, make: type[Case]) -> None:
     """The recoverer of a mutex whose holder died in a transaction dies, too: it is rolled back all the same."""
-    # Two participants: the recoverer does not take the dead one's slot, which would be another way of recovering.
-    def prepare(case: Case) -> None:
-        killed_in(case, lambda store: inside(store, 2, lambda: None))
-        victim = os.fork()
-        if victim == 0:
-            with contextlib.suppress(BaseException):
-                die_in_commit(attachment.attach(case.name), *mutexes)
-            os._exit(1)
-        _, status = os.waitpid(victim, 0)
-        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-
-    kill_everywhere(on_store(backend, prepare), recover, rolled_back, every=every)
+    kill_everywhere(on_store(backend, make=make), recover_after("death_in_commit"), rolled_back, every=every)
 
 
 @points
 def test_recovery_of_a_lost_token(every: int) -> None:
     """The recoverer of a token that died with its taker dies, too."""
-
-    def prepare(case: Case) -> None:
-        killed_in(case, lambda store: (inside(store, K, lambda: None), store.mutexes[K]._semaphore.acquire(1)))
-
-    kill_everywhere(on_store("generation", prepare), recover, sound, every=every)
+    kill_everywhere(on_store("generation", make=Recovering), recover_after("lost_token"), sound, every=every)
 
 
 # ---- locks
@@ -240,20 +256,14 @@ def test_recovery_of_a_lost_token(every: int) -> None:
 @points
 @pytest.mark.parametrize("kind", [0, REC_WRITER, REC_WRITER | REC_DIRTY], ids=["shared", "exclusive", "dirty"])
 def test_lock_and_unlock(backend: str, every: int, kind: int) -> None:
-    """A lock taken at once and given back. Only a dirty one leaves the file abandoned."""
+    """A lock taken at once and given back."""
 
     def operation(case: Case, fault: Fault) -> None:
         store = attachment.attach(case.name)
         fault.arm(store)
         unlock(store, lock(store, NODE, kind))
 
-    def setup() -> Any:
-        return on_store(backend)()
-
-    def verify(case: Case) -> list[str]:
-        return sound(case)
-
-    kill_everywhere(setup, operation, verify, every=every)
+    kill_everywhere(on_store(backend), operation, sound, every=every)
 
 
 @backends
@@ -296,25 +306,12 @@ def test_queue_and_time_out(backend: str, every: int) -> None:
         with contextlib.suppress(MFSLockTimeoutError):
             unlock(store, lock(store, NODE, REC_WRITER, 0.003))
 
-    def verify(case: Case) -> list[str]:
-        return sound(case)
-
-    def prepare(case: Case) -> None:
-        case.hold_shared()
-
     class Held(Case):
         def again(self, number: int) -> None:
             unlock(self.store, lock(self.store, NODE, 0, DEADLINE_S))  # shared with the peer's own hold
             super().again(number)
 
-    @contextlib.contextmanager
-    def setup() -> Iterator[Case]:
-        with lock_store(backend) as store:
-            case = Held(store)
-            prepare(case)
-            yield case
-
-    kill_everywhere(setup, operation, verify, every=every)
+    kill_everywhere(on_store(backend, lambda case: case.hold_shared(), Held), operation, sound, every=every)
 
 
 @backends
@@ -366,12 +363,7 @@ def test_reaping(backend: str, every: int) -> None:
         def dead_one(self) -> None:
             leave_a_dead_one(self)
 
-    @contextlib.contextmanager
-    def setup() -> Iterator[Case]:
-        with lock_store(backend) as store:
-            yield Reaped(store)
-
-    kill_everywhere(setup, operation, sound, every=every)
+    kill_everywhere(on_store(backend, make=Reaped), operation, sound, every=every)
 
 
 @backends
@@ -392,18 +384,13 @@ def test_joining_after_a_death_in_a_section(every: int) -> None:
     """The new tenant dies while it recovers a mutex that its predecessor held."""
 
     def prepare(case: Case) -> None:
-        victim = os.fork()
-        if victim == 0:
-            with contextlib.suppress(BaseException):
-                die_in_commit(attachment.attach(case.name), K)
-            os._exit(1)
-        os.waitpid(victim, 0)
+        killed_in(case, lambda store: die_in_commit(store, K))
 
     def operation(case: Case, fault: Fault) -> None:
         fault.arm(None)
         attachment.attach(case.name)
 
-    kill_everywhere(on_store("generation", prepare), operation, rolled_back, every=every)
+    kill_everywhere(on_store("generation", prepare, Recovering), operation, rolled_back, every=every)
 
 
 @backends

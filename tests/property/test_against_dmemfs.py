@@ -110,9 +110,15 @@ EXCLUDED: dict[str, tuple[str, Callable[[], bool]]] = {
         "readline(0) is b'' in D-MemFS even where nothing can be read; here it may be refused as any read is",
         _readline_of_nothing_looks_at_nothing,
     ),
-    "two slashes": ("D-MemFS keeps two leading slashes, and does not know the root by them; here they are one", _keeps_two_slashes),
+    "two slashes": (
+        "D-MemFS keeps two leading slashes, and does not know the root by them; here they are one",
+        _keeps_two_slashes,
+    ),
     "below a file": ("move to below a file fails an assertion in D-MemFS; here it is an OSError", _asserts_below_a_file),
-    "copy waits": ("D-MemFS copies wait for ever for a file open for writing; here as long as the default says", _copy_asks_without_timeout),
+    "copy waits": (
+        "D-MemFS copies wait for ever for a file open for writing; here as long as the default says",
+        _copy_asks_without_timeout,
+    ),
 }
 
 
@@ -133,11 +139,54 @@ def excluded(name: str) -> None:
 NAMES = st.sampled_from(["a", "b"])
 CLEAN = st.lists(NAMES, min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
 ODD = st.sampled_from(
-    ["", "/", "//", ".", "..", "/..", "../a", "a/../..", "a/../b", "a/./b", "./a", "a/", "//a", "a//b", "a\\b", "\\a", "\\\\a\\b", "..\\a", "b/..", "///"]
+    [
+        "",
+        "/",
+        "//",
+        ".",
+        "..",
+        "/..",
+        "../a",
+        "a/../..",
+        "a/../b",
+        "a/./b",
+        "./a",
+        "a/",
+        "//a",
+        "a//b",
+        "a\\b",
+        "\\a",
+        "\\\\a\\b",
+        "..\\a",
+        "b/..",
+        "///",
+    ]
 )
 PATHS = st.integers(0, 9).flatmap(lambda number: ODD if number == 0 else CLEAN)
 PATTERNS = st.sampled_from(
-    ["*", "/*", "/*/*", "**", "/**", "/a/**", "/**/b", "/**/*", "/?", "/[ab]", "/[!a]*", "/a/*", "\\a\\*", "", "/", "..", "/../*", "./a", "/**/a/**", "a/b", "*/"]
+    [
+        "*",
+        "/*",
+        "/*/*",
+        "**",
+        "/**",
+        "/a/**",
+        "/**/b",
+        "/**/*",
+        "/?",
+        "/[ab]",
+        "/[!a]*",
+        "/a/*",
+        "\\a\\*",
+        "",
+        "/",
+        "..",
+        "/../*",
+        "./a",
+        "/**/a/**",
+        "a/b",
+        "*/",
+    ]
 )
 LENGTHS = st.sampled_from([0, 1, 2, 5, 100, 255, 256, 257, 1000, 4095, 4096, 4097, 9000, 20_000])
 OFFSETS = st.sampled_from([0, 0, 1, 3, 100, 255, 256, 300, 4095, 4096, 5000, 9000, -1, -3, -256, -5000])
@@ -300,7 +349,12 @@ class SideBySide(RuleBasedStateMachine):
     def copy(self, src: str, dst: str) -> None:
         """copy, of anything to anywhere."""
         plain = resolved(src)
-        if plain is not None and resolved(dst) is not None and self.held(plain, exclusively=True) and not self.theirs.exists(dst):
+        if (
+            plain is not None
+            and resolved(dst) is not None
+            and self.held(plain, exclusively=True)
+            and not self.theirs.exists(dst)
+        ):
             excluded("copy waits")
             result = outcome(lambda: self.ours.copy(src, dst))
             assert result in (Raised(BlockingIOError), Raised(FileNotFoundError))
@@ -353,7 +407,9 @@ class SideBySide(RuleBasedStateMachine):
     @rule()
     def stats(self) -> None:
         """The counts; what is charged differs, and has a machine of its own."""
-        self.both(lambda fs: [fs.stats()[key] for key in ("file_count", "dir_count", "quota_bytes", "overhead_per_chunk_estimate")])
+        self.both(
+            lambda fs: [fs.stats()[key] for key in ("file_count", "dir_count", "quota_bytes", "overhead_per_chunk_estimate")]
+        )
         stats = self.ours.stats()
         assert sorted(stats) == sorted(self.theirs.stats())
         assert stats["used_bytes"] + stats["free_bytes"] == stats["quota_bytes"]
@@ -452,15 +508,20 @@ class SideBySide(RuleBasedStateMachine):
         self.on(data, call)
 
     @precondition(lambda self: self.pairs)
-    @rule(data=st.data(), size=st.sampled_from([-1, 0, 1, 50, 1000]), count=st.integers(0, 3))
-    def lines(self, data: st.DataObject, size: int, count: int) -> None:
+    @rule(
+        data=st.data(),
+        size=st.sampled_from([-1, 0, 1, 50, 1000]),
+        count=st.integers(0, 3),
+        hint=st.sampled_from([None, -1, 0, 1, 250, 251, 252, 502, 5000]),
+    )
+    def lines(self, data: st.DataObject, size: int, count: int, hint: int | None) -> None:
         """readline, iteration and readlines."""
         if size == 0 and not all(pair.open and pair.mode in ("rb", "r+b") for pair in self.pairs):
             excluded("empty readline")
         else:
             self.on(data, lambda handle: handle.readline(size))
         self.on(data, lambda handle: list(islice(handle, count)))
-        self.on(data, lambda handle: handle.readlines(500))
+        self.on(data, lambda handle: handle.readlines(hint))
 
     @precondition(lambda self: self.pairs)
     @rule(data=st.data())

@@ -39,15 +39,18 @@ def charge(size: int) -> int:
     return -(-size // unit) * unit + PER_FILE
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Content:
     """The bytes of one file, or of one that was: charged while a file, a reader or a view has them."""
 
-    data: bytearray = field(default_factory=bytearray, repr=False)
+    data: bytearray = field(default_factory=bytearray)
     held: int = 0
     views: int = 0
     readers: int = 0
     linked: bool = True
+
+    def __repr__(self) -> str:
+        return f"<{len(self.data)} bytes, {self.held} charged, {self.views} views, {self.readers} readers, {self.linked=}>"
 
     @property
     def alive(self) -> bool:
@@ -78,7 +81,7 @@ class QuotaMachine(RuleBasedStateMachine):
         self.files: dict[str, Content] = {}
         self.contents: list[Content] = []
         self.opened: list[Opened] = []
-        self.views: list[tuple[memoryview, Content]] = []
+        self.views: list[tuple[memoryview, Content, bytes]] = []
         self.seed = 0
 
     # --- the model
@@ -119,16 +122,18 @@ class QuotaMachine(RuleBasedStateMachine):
     def attempt(self, call: Callable[[], Any], needed: int) -> tuple[bool, Any]:
         """Make a call that needs so many bytes more: it must be refused exactly if they are not free."""
         free = self.free
+        refused: MFSQuotaExceededError | None = None
+        result = None
         try:
             result = call()
         except MFSQuotaExceededError as error:
             event("refused")
-            assert needed > free, f"refused, though it needs {needed} of {free} free bytes"
-            assert error.available == free
-            assert error.requested > free
-            return False, None
-        assert needed <= free, f"allowed, though it needs {needed} of {free} free bytes"
-        return True, result
+            refused = error.with_traceback(None)
+        assert (refused is not None) == (needed > free), f"needs {needed} of {free} free bytes: {refused or 'allowed'}"
+        if refused is not None:
+            assert refused.available == free
+            assert refused.requested > free
+        return refused is None, result
 
     # --- handles
 
@@ -146,29 +151,45 @@ class QuotaMachine(RuleBasedStateMachine):
 
     @rule(path=st.sampled_from(PATHS))
     def reopen(self, path: str) -> None:
-        """wb of an old file: its blocks are kept for the coming bytes, unless a view has them."""
+        """wb of an old file: its blocks are kept for the coming bytes."""
         if path not in self.files or self.is_open(path) or len(self.opened) >= 4:
             return
-        handle = self.fs.open(path, "wb")
         content = self.files[path]
-        if content.views:
-            self.unlink(path)
-            self.files[path] = content = self.new_content()
+        self.opened.append(Opened(self.fs.open(path, "wb"), path, "wb", content))
         content.data.clear()
-        self.opened.append(Opened(handle, path, "wb", content))
 
-    @rule(path=st.sampled_from(PATHS), mode=st.sampled_from(["r+b", "ab"]), preallocate=st.sampled_from([0, 0, 0, 300, 5000, 30_000]))
+    def unshare(self, entry: Opened) -> None:
+        """A writer leaves content that views look at to them, and goes on with a copy of its own."""
+        if entry.content.views:
+            old = entry.content
+            old.linked = False
+            self.files[entry.path] = entry.content = self.new_content()
+            entry.content.data[:] = old.data
+
+    @rule(
+        path=st.sampled_from(PATHS),
+        mode=st.sampled_from(["r+b", "ab"]),
+        preallocate=st.sampled_from([0, 0, 0, 300, 5000, 30_000]),
+    )
     def change(self, path: str, mode: str, preallocate: int) -> None:
-        """r+b and ab of an old file without views."""
-        if path not in self.files or self.is_open(path) or self.files[path].views or len(self.opened) >= 4:
+        """r+b and ab of an old file."""
+        if path not in self.files or self.is_open(path) or len(self.opened) >= 4:
             return
         content = self.files[path]
         size = max(preallocate, len(content.data))
-        done, handle = self.attempt(lambda: self.fs.open(path, mode, preallocate), max(0, charge(size) - content.held))
+        needed = self.needed(content, size) if size > len(content.data) else 0
+        done, handle = self.attempt(lambda: self.fs.open(path, mode, preallocate), needed)
         if done:
-            content.data.extend(bytes(size - len(content.data)))
-            content.held = max(content.held, charge(size))
-            self.opened.append(Opened(handle, path, mode, content))
+            entry = Opened(handle, path, mode, content)
+            if size > len(content.data):
+                self.unshare(entry)
+                entry.content.data.extend(bytes(size - len(entry.content.data)))
+                entry.content.held = charge(size)
+            self.opened.append(entry)
+
+    def needed(self, content: Content, size: int) -> int:
+        """What a change to `size` bytes needs: under a view all of it anew, else what passes the blocks it has."""
+        return charge(size) if content.views else max(0, charge(size) - content.held)
 
     @rule(path=st.sampled_from(PATHS))
     def read(self, path: str) -> None:
@@ -189,8 +210,10 @@ class QuotaMachine(RuleBasedStateMachine):
         end = max(old, start + size) if size else old
         entry.handle.seek(start)
         payload = self.fill(size)
-        done, _ = self.attempt(lambda: entry.handle.write(payload), max(0, charge(end) - content.held))
+        done, _ = self.attempt(lambda: entry.handle.write(payload), self.needed(content, end) if size else 0)
         if done and size:
+            self.unshare(entry)
+            content = entry.content
             content.data.extend(bytes(end - old))
             content.data[start : start + size] = payload
             content.held = max(content.held, charge(end))
@@ -200,13 +223,15 @@ class QuotaMachine(RuleBasedStateMachine):
     def truncate(self, data: st.DataObject, size: int) -> None:
         """truncate, which gives back at once."""
         entry = data.draw(st.sampled_from([entry for entry in self.opened if entry.mode != "rb"]))
-        content, old = entry.content, len(entry.content.data)
-        done, _ = self.attempt(lambda: entry.handle.truncate(size), max(0, charge(size) - content.held))
+        if size == len(entry.content.data) and entry.content.views:
+            return  # nothing to change, so views and writer may go on sharing
+        done, _ = self.attempt(lambda: entry.handle.truncate(size), self.needed(entry.content, size))
         if done:
+            self.unshare(entry)
+            content = entry.content
             del content.data[size:]
             content.data.extend(bytes(size - len(content.data)))
-            # Growing may use what wb had kept; anything else gives back what the size does not need.
-            content.held = max(content.held, charge(size)) if size > old else charge(size)
+            content.held = charge(size)
 
     @precondition(lambda self: self.opened)
     @rule(data=st.data())
@@ -217,6 +242,8 @@ class QuotaMachine(RuleBasedStateMachine):
         if entry.mode == "rb":
             assert entry.handle.read() == entry.content.data
             entry.content.readers -= 1
+        elif entry.content.views and not entry.content.data:
+            self.unshare(entry)  # emptied by wb: what was there is now the views' alone
         else:
             entry.content.held = charge(len(entry.content.data))
         entry.handle.close()
@@ -304,15 +331,15 @@ class QuotaMachine(RuleBasedStateMachine):
         if path not in self.files or self.is_open(path, writing=True) or len(self.views) >= 4:
             return
         content = self.files[path]
-        self.views.append((self.fs.view(path), content))
+        self.views.append((self.fs.view(path), content, bytes(content.data)))
         content.views += 1
 
     @precondition(lambda self: self.views)
     @rule(data=st.data(), release=st.booleans())
     def drop(self, data: st.DataObject, release: bool) -> None:
         """Let a view go, released or collected."""
-        view, content = self.views.pop(data.draw(st.integers(0, len(self.views) - 1)))
-        assert view == content.data
+        view, content, expected = self.views.pop(data.draw(st.integers(0, len(self.views) - 1)))
+        assert view == expected
         content.views -= 1
         if release:
             view.release()
@@ -336,8 +363,8 @@ class QuotaMachine(RuleBasedStateMachine):
             assert self.fs.get_size(path) == len(content.data)
             if not self.is_open(path, writing=True):
                 assert self.fs.read_bytes(path) == content.data
-        for view, content in self.views:
-            assert view == content.data
+        for view, _, expected in self.views:
+            assert view == expected
 
     def teardown(self) -> None:
         """Close and drop everything: what is charged then is the files, and the store is sound."""

@@ -31,7 +31,7 @@ from dmemfs_shm.errors import MFSLockTimeoutError, MFSStoreBusyError
 from dmemfs_shm.store import attachment
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.journal import Plan, commit
-from dmemfs_shm.store.layout import N_CREATED, N_MODIFIED, RECOVERIES, REC_DIRTY, REC_WRITER
+from dmemfs_shm.store.layout import N_CREATED, N_MODIFIED, REC_DIRTY, REC_WRITER, RECOVERIES
 
 from ..crash.harness import WordBuffer, instrument
 from ..lockstore import NODES, inside, lock, lock_findings, lock_store, settle, unlock
@@ -103,7 +103,7 @@ class Figures:
         return "\n".join(f"{f.name:12} {getattr(self, f.name)}" for f in dataclasses.fields(self))
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """Two had what only one may have."""
 
 
@@ -181,13 +181,13 @@ class Player:
     def read(self, node: int) -> None:
         board, mark = self.board, self.place * self.board.nodes + node
         if self.foreign(board.writer[node]):
-            raise Violation(f"node {node}: a reader entered beside writer {board.writer[node] - 1}")
+            raise ViolationError(f"node {node}: a reader entered beside writer {board.writer[node] - 1}")
         before = board.counter[node]
         board.reading[mark] += 1
         self.pause()
         board.reading[mark] -= 1
         if self.foreign(board.writer[node]) or board.counter[node] != before:
-            raise Violation(f"node {node}: writer {board.writer[node] - 1} entered beside a reader")
+            raise ViolationError(f"node {node}: writer {board.writer[node] - 1} entered beside a reader")
 
     def write(self, node: int) -> None:
         board = self.board
@@ -201,16 +201,16 @@ class Player:
         board.counting[self.place] = 0
         self.alone(node, "leaves")
         if board.writer[node] != self.me:
-            raise Violation(f"node {node}: writer {board.writer[node] - 1} entered beside writer {self.me - 1}")
+            raise ViolationError(f"node {node}: writer {board.writer[node] - 1} entered beside writer {self.me - 1}")
         board.writer[node] = 0
 
     def alone(self, node: int, what: str) -> None:
         board = self.board
         if self.foreign(board.writer[node]):
-            raise Violation(f"node {node}: a writer {what} beside writer {board.writer[node] - 1}")
+            raise ViolationError(f"node {node}: a writer {what} beside writer {board.writer[node] - 1}")
         for place in range(board.places):
             if board.reading[place * board.nodes + node] and not board.doomed[board.life[place]]:
-                raise Violation(f"node {node}: a writer {what} beside a reader at place {place}")
+                raise ViolationError(f"node {node}: a writer {what} beside a reader at place {place}")
 
     def transaction(self) -> None:
         """Both words of a pair go up by one, or neither."""
@@ -220,7 +220,7 @@ class Player:
         def body() -> None:
             first, second = store.w[at + N_CREATED], store.w[at + N_MODIFIED]
             if first != second:
-                raise Violation(f"half a transaction: {first}, {second}")
+                raise ViolationError(f"half a transaction: {first}, {second}")
             plan = Plan(store.w)
             plan[at + N_CREATED] = first + 1
             plan[at + N_MODIFIED] = second + 1
@@ -255,7 +255,7 @@ def _work(board: Board, name: str, life: int, worker: int, threads: int, seed: i
     def run(player: Player) -> None:
         try:
             player.play()
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # whatever it was, the test is told
             failures.append(traceback.format_exc())
             board.ending[0] = 1
 
@@ -317,7 +317,7 @@ class Torture:
             os.close(reads)
             try:
                 failures = _work(board, self.store.name, life, index, self.threads, self.seed, mean_stores)
-            except BaseException:
+            except BaseException:  # noqa: BLE001  # whatever it was, the test is told
                 failures = [traceback.format_exc()]
             os.write(writes, "\n".join(failures).encode()[:60_000])
             os._exit(bool(failures))

@@ -13,9 +13,7 @@ SEED = int(os.environ.get("STRESS_SEED", "1"))
 
 
 @pytest.mark.parametrize("backend", BOTH)
-@pytest.mark.parametrize(
-    ("seconds", "processes"), [(3, 4), pytest.param(60, 8, marks=pytest.mark.slow)], ids=["short", "long"]
-)
+@pytest.mark.parametrize(("seconds", "processes"), [(3, 4), pytest.param(60, 8, marks=pytest.mark.slow)], ids=["short", "long"])
 def test_torture(backend: str, seconds: float, processes: int) -> None:
     """Exclusion holds, nobody hangs, nothing is left over, whoever is killed or stopped."""
     figures = torture(

@@ -19,7 +19,9 @@ from dmemfs_shm import MemoryFileSystem, errors
 from ..conftest import MIB, Stores
 from ..processes import Link, child, held_open
 
-ALL = sorted(name for name, value in vars(errors).items() if inspect.isclass(value) and name.startswith("MFS") and name != "MFSError")
+ALL = sorted(
+    name for name, value in vars(errors).items() if inspect.isclass(value) and name.startswith("MFS") and name != "MFSError"
+)
 
 #: The built-in that each subclasses, and the errno it carries.
 BUILT_INS: dict[str, tuple[type[Exception], int | None]] = {

@@ -184,7 +184,9 @@ def test_readline_one_by_one(lined: MemoryFileSystem) -> None:
         assert handle.readline() == b""
 
 
-@pytest.mark.parametrize(("size", "expected"), [(0, b""), (3, b"fir"), (6, b"first\n"), (99, b"first\n"), (-1, b"first\n"), (None, b"first\n")])
+@pytest.mark.parametrize(
+    ("size", "expected"), [(0, b""), (3, b"fir"), (6, b"first\n"), (99, b"first\n"), (-1, b"first\n"), (None, b"first\n")]
+)
 def test_readline_limit(lined: MemoryFileSystem, size: int | None, expected: bytes) -> None:
     """readline(n) stops after n bytes; a negative one or None is no limit."""
     with lined.open("/lines", "rb") as handle:
@@ -498,8 +500,8 @@ CLOSED_CALLS: dict[str, Callable[[Any], object]] = {
     "readinto": lambda handle: handle.readinto(bytearray(1)),
     "readline": lambda handle: handle.readline(),
     "readlines": lambda handle: handle.readlines(),
-    "next": lambda handle: next(handle),
-    "iter": lambda handle: iter(handle),
+    "next": next,
+    "iter": iter,
     "write": lambda handle: handle.write(b"x"),
     "writelines": lambda handle: handle.writelines([b"x"]),
     "seek": lambda handle: handle.seek(0),
@@ -531,7 +533,6 @@ def test_forgotten_handle_warns_and_unlocks(fs: MemoryFileSystem) -> None:
     handle.write(b"kept")
     with pytest.warns(ResourceWarning):
         del handle
-        gc.collect()
     with fs.open("/f", "r+b", lock_timeout=0.0) as again:
         assert again.read() == b"kept"
     assert fs.locks() == []
@@ -563,8 +564,7 @@ def test_thousands_of_handles(fs: MemoryFileSystem) -> None:
     fs.write_bytes("/f", b"x")
     handles = []
     try:
-        for _ in range(4080):
-            handles.append(fs.open("/f", "rb"))
+        handles.extend(fs.open("/f", "rb") for _ in range(4080))
         with pytest.raises(OSError):
             fs.open("/f", "rb")
         handles.pop().close()

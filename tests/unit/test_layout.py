@@ -72,7 +72,7 @@ def test_records() -> None:
             at = it.record_at(slot * RECORDS + index)
             assert at == it.slot_at(slot) + RECORDS_AT + index * RECORD_WORDS
             assert it.slot_at(slot) + RECORDS_AT <= at < it.slot_at(slot) + PINS_AT
-    assert SLOTS_MAX * RECORDS - 1 <= min(REC_NEXT_MASK, LOCK_RECORD_MASK)
+    assert min(REC_NEXT_MASK, LOCK_RECORD_MASK) >= SLOTS_MAX * RECORDS - 1
 
 
 def test_fields_of_a_record() -> None:
@@ -121,7 +121,9 @@ def test_room() -> None:
     assert nodes_cap_for(0) < 1 << 32 and pages_cap_for(1 << 60) <= 1 << 30
 
 
-@pytest.mark.parametrize("change", [("RECORD_WORDS: Final = 4", "RECORD_WORDS: Final = 8"), ("N_SIZE: Final = 3", "N_SIZE: Final = 30")])
+@pytest.mark.parametrize(
+    "change", [("RECORD_WORDS: Final = 4", "RECORD_WORDS: Final = 8"), ("N_SIZE: Final = 3", "N_SIZE: Final = 30")]
+)
 def test_fingerprint(change: tuple[str, str]) -> None:
     """A build that lays out any word differently has another fingerprint; the same source has the same."""
 

@@ -83,7 +83,9 @@ def test_create_exist_ok(named: MemoryFileSystem, stores: Stores, store_name: st
     assert fresh.listdir("/") == []
 
 
-@pytest.mark.parametrize("options", [{"max_quota": 17 * MIB}, {"max_nodes": 1000}, {"max_participants": 17}, {"chunk_overhead_override": 7}])
+@pytest.mark.parametrize(
+    "options", [{"max_quota": 17 * MIB}, {"max_nodes": 1000}, {"max_participants": 17}, {"chunk_overhead_override": 7}]
+)
 def test_create_exist_ok_of_another_kind(named: MemoryFileSystem, store_name: str, options: dict[str, int]) -> None:
     """exist_ok with other store parameters is MFSParameterError."""
     parameters: dict[str, Any] = {"max_quota": 16 * MIB, **options}
@@ -132,7 +134,11 @@ def test_longest_name(stores: Stores, store_name: str) -> None:
 @pytest.mark.parametrize("name", ["", "A", "aB", "a b", "-a", ".a", "_a", "a/b", "/a", "../a", "é", "a\n", "a\0", "a" * 64])
 def test_bad_names(name: str) -> None:
     """Anything else is ValueError, wherever a name is asked for, and makes nothing."""
-    for call in (lambda: MemoryFileSystem.create(name, max_quota=MIB), lambda: MemoryFileSystem.attach(name), lambda: MemoryFileSystem.destroy(name)):
+    for call in (
+        lambda: MemoryFileSystem.create(name, max_quota=MIB),
+        lambda: MemoryFileSystem.attach(name),
+        lambda: MemoryFileSystem.destroy(name),
+    ):
         with pytest.raises(ValueError):
             call()
 
@@ -140,7 +146,11 @@ def test_bad_names(name: str) -> None:
 @pytest.mark.parametrize("name", [None, 5, b"name"])
 def test_names_of_other_types(name: Any) -> None:
     """A name is a str."""
-    for call in (lambda: MemoryFileSystem.create(name, max_quota=MIB), lambda: MemoryFileSystem.attach(name), lambda: MemoryFileSystem.destroy(name)):
+    for call in (
+        lambda: MemoryFileSystem.create(name, max_quota=MIB),
+        lambda: MemoryFileSystem.attach(name),
+        lambda: MemoryFileSystem.destroy(name),
+    ):
         with pytest.raises((TypeError, ValueError)):
             call()
 
@@ -338,7 +348,13 @@ def test_handles_after_destroy(filled: MemoryFileSystem, store_name: str) -> Non
     reader, writer = filled.open("/f", "rb"), filled.open("/new", "wb")
     view = filled.view("/f")
     MemoryFileSystem.destroy(store_name)
-    for call in (reader.read, lambda: reader.readinto(bytearray(1)), reader.readline, lambda: writer.write(b"x"), lambda: writer.truncate(5)):
+    for call in (
+        reader.read,
+        lambda: reader.readinto(bytearray(1)),
+        reader.readline,
+        lambda: writer.write(b"x"),
+        lambda: writer.truncate(5),
+    ):
         with pytest.raises(MFSStoreGoneError):
             call()
     reader.close()
@@ -459,7 +475,14 @@ def test_named_store_outlives_its_creator(stores: Stores, store_name: str, metho
 
 def _use_inherited_handle(_link: Link, fs: MemoryFileSystem, handle: Any) -> list[str]:
     raised = []
-    for call in (handle.read, handle.tell, lambda: handle.seek(0), lambda: handle.write(b"x"), lambda: handle.truncate(0), lambda: handle.readinto(bytearray(1))):
+    for call in (
+        handle.read,
+        handle.tell,
+        lambda: handle.seek(0),
+        lambda: handle.write(b"x"),
+        lambda: handle.truncate(0),
+        lambda: handle.readinto(bytearray(1)),
+    ):
         try:
             call()
         except MFSForkedError as error:

@@ -247,7 +247,9 @@ def test_timeout_names_the_holders(fs: MemoryFileSystem) -> None:
 # --- the same thread -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("first", "second"), [("rb", "wb"), ("rb", "r+b"), ("rb", "ab"), ("wb", "rb"), ("r+b", "rb"), ("ab", "wb"), ("wb", "wb")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("rb", "wb"), ("rb", "r+b"), ("rb", "ab"), ("wb", "rb"), ("r+b", "rb"), ("ab", "wb"), ("wb", "wb")]
+)
 def test_own_conflict_is_a_deadlock(fs: MemoryFileSystem, first: str, second: str) -> None:
     """A thread that asks for what it holds itself in a conflicting way is told at once, not after the timeout."""
     with fs.open("/f", first) as handle:
@@ -256,6 +258,17 @@ def test_own_conflict_is_a_deadlock(fs: MemoryFileSystem, first: str, second: st
         assert isinstance(caught.value, BlockingIOError)
         assert not handle.closed
         assert len(records(fs, "/f")) == 1
+
+
+@pytest.mark.parametrize("mode", ["wb", "xb", "ab"])
+def test_own_conflict_on_a_new_file(fs: MemoryFileSystem, mode: str) -> None:
+    """The creator of a file is known to hold it, too."""
+    with fs.open("/new", mode):
+        for second in ("rb", "r+b"):
+            with pytest.raises(MFSDeadlockError):
+                fs.open("/new", second, lock_timeout=0.0)
+        with pytest.raises(MFSLockTimeoutError):
+            in_thread(lambda: fs.open("/new", "rb", lock_timeout=0.0))
 
 
 def test_own_conflict_of_other_calls(fs: MemoryFileSystem) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dis
 import itertools
@@ -13,10 +14,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import posix_ipc
 import pytest
 
 from dmemfs_shm.errors import MFSReentrantCallError, MFSStoreBusyError, MFSStoreGoneError
-from dmemfs_shm.store import attachment, mutex
+from dmemfs_shm.store import attachment, mutex, names
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.journal import Plan, commit
 from dmemfs_shm.store.layout import (
@@ -25,9 +27,9 @@ from dmemfs_shm.store.layout import (
     N_CREATED,
     N_MODIFIED,
     NO_CLAIM,
-    RECOVERIES,
     REC_STATE,
     REC_WRITER,
+    RECOVERIES,
     S_CLAIM,
     generation_at,
 )
@@ -48,8 +50,6 @@ from ..processes import Link, Task, call_in_child, child, until
 
 NODE = 5
 K = 1 + NODE % 16
-
-backends = pytest.mark.parametrize("backend", BOTH)
 
 
 @pytest.fixture(params=BOTH)
@@ -113,7 +113,7 @@ def test_two_at_once(store: Attachment) -> None:
     outer, inner = store.mutexes[0], store.mutexes[K]
     at = store.layout.node_at(NODE)
     outer.acquire(thread)
-    inner.acquire_inner(thread)
+    inner.acquire(thread)
     store.w[outer.journal + 1], store.w[outer.journal + 2], store.w[outer.journal] = at + N_CREATED, 5, 1
     inner.abandon(thread)
     outer.abandon(thread)
@@ -139,6 +139,21 @@ def test_lost_token(generations: Attachment) -> None:
         inside(store, K, lambda: None, 10)
         assert store.w[generation_at(K)] == 2
         assert sound(store) == []
+
+
+@pytest.mark.parametrize("spares", [2, 1, 0])
+def test_lost_tokens_and_few_spares(generations: Attachment, spares: int) -> None:
+    """The next generation has exactly one token, be its semaphore a spare or a new one; spares are made again."""
+    store = generations
+    for spare in range(spares, 2):
+        posix_ipc.unlink_semaphore(names.spare(store.uuid, spare))
+    for number in (1, 2, 3):
+        inside(store, number, lambda: None)
+        store.mutexes[number]._semaphore.acquire(1)  # and so it is lost
+    for number in (1, 2, 3):
+        inside(store, number, lambda: None, 10)
+    assert sound(store) == []
+    assert len([entry for entry in leftovers(store.uuid.hex) if "spare" in entry]) == 2
 
 
 def die_inside(link: Link, name: str) -> None:
@@ -312,19 +327,25 @@ def test_gate_of_a_busy_thread(store: Attachment, monkeypatch: pytest.MonkeyPatc
 def test_thread_that_never_pauses(store: Attachment) -> None:
     """It does not keep another thread of its process out, although the GIL changes hands while it is inside."""
     ready, end = threading.Event(), threading.Event()
+    turns = [0]
+
+    def body() -> None:
+        turns[0] += 1
+        ready.set()
 
     def run() -> None:
         while not end.is_set():
-            inside(store, K, ready.set)
+            inside(store, K, body)
 
     task = Task(run)
     try:
         assert ready.wait(60)
-        for _ in range(50):
+        for _ in range(30):
             inside(store, K, lambda: None, 20)
     finally:
         end.set()
         task.result()
+    assert turns[0] < 30 * 10_000  # it is some hundreds a turn of ours; without care for us it has no bound
     assert sound(store) == []
 
 
@@ -472,14 +493,24 @@ def test_interrupted_giving_back_the_lock_of_recovery(generations: Attachment, m
     assert sound(store) == []
 
 
+@contextlib.contextmanager
+def attached(name: str) -> Iterator[Attachment]:
+    """A store of the test's, in a child."""
+    store = attachment.attach(name)
+    try:
+        yield store
+    finally:
+        attachment.release(store)
+
+
 class Stray(BaseException):
     """Raised in a thread by another one."""
 
 
-def be_shot_at(backend: str) -> list[str]:
+def be_shot_at(name: str) -> list[str]:
     """Lock and unlock in a thread that another one raises exceptions in, until each of 150 has struck."""
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    with lock_store(backend) as store:
+    with attached(name) as store:
         struck = [0]
         ready, end = threading.Event(), threading.Event()
 
@@ -517,15 +548,14 @@ def be_shot_at(backend: str) -> list[str]:
         return [f"alive: {thread.is_alive()}"] * thread.is_alive() + sound(store)
 
 
-@backends
-def test_exceptions_from_another_thread(backend: str) -> None:
+def test_exceptions_from_another_thread(store: Attachment) -> None:
     """PyThreadState_SetAsyncExc at times of its own: no lock lost, others go on."""
-    assert call_in_child("fork", be_shot_at, backend) == []
+    assert call_in_child("fork", be_shot_at, store.name) == []
 
 
-def be_signalled(backend: str) -> list[str]:
+def be_signalled(name: str) -> list[str]:
     """Lock and unlock under a timer signal whose handler raises KeyboardInterrupt."""
-    with lock_store(backend) as store:
+    with attached(name) as store:
 
         def handler(_number: int, _frame: Any) -> None:
             raise KeyboardInterrupt
@@ -551,10 +581,9 @@ def be_signalled(backend: str) -> list[str]:
         return sound(store)
 
 
-@backends
-def test_signals(backend: str) -> None:
+def test_signals(store: Attachment) -> None:
     """KeyboardInterrupt from real signals: no lock lost, no gate shut."""
-    assert call_in_child("fork", be_signalled, backend) == []
+    assert call_in_child("fork", be_signalled, store.name) == []
 
 
 # ---- signal handlers that use the filesystem
@@ -603,7 +632,7 @@ def test_handler_anywhere(store: Attachment) -> None:
     assert sound(store) == []
 
 
-def signal_inside(backend: str) -> tuple[list[str], list[str]]:
+def signal_inside(name: str) -> tuple[list[str], list[str]]:
     outcomes = []
 
     def handler(_number: int, _frame: Any) -> None:
@@ -615,17 +644,16 @@ def signal_inside(backend: str) -> tuple[list[str], list[str]]:
             outcomes.append("done")
 
     signal.signal(signal.SIGUSR1, handler)
-    with lock_store(backend) as store:
+    with attached(name) as store:
         signal.raise_signal(signal.SIGUSR1)
         inside(store, K, lambda: signal.raise_signal(signal.SIGUSR1))
         signal.raise_signal(signal.SIGUSR1)
         return outcomes, sound(store)
 
 
-@backends
-def test_a_real_signal_inside(backend: str) -> None:
+def test_a_real_signal_inside(store: Attachment) -> None:
     """Refused inside a section, served outside."""
-    assert call_in_child("fork", signal_inside, backend) == (["done", "refused", "done"], [])
+    assert call_in_child("fork", signal_inside, store.name) == (["done", "refused", "done"], [])
 
 
 # ---- a store that was destroyed

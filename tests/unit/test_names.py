@@ -88,7 +88,9 @@ def entries(*entries: str):
 def test_stores() -> None:
     """Indexes are found by their names, with their owners; nothing else is taken for one."""
     name, it = fresh_name(), uuid.uuid4()
-    with entries(f"dmemfs-7-{name}", f"dmemfs-8-@{it.hex}", f"dmemfs-{it.hex}.a0.0", f"sem.dmemfs-{it.hex}.m1.0", f"dmemfs-x-{name}"):
+    with entries(
+        f"dmemfs-7-{name}", f"dmemfs-8-@{it.hex}", f"dmemfs-{it.hex}.a0.0", f"sem.dmemfs-{it.hex}.m1.0", f"dmemfs-x-{name}"
+    ):
         found = [entry for entry in names.stores() if entry[1] in (name, names.private_name(it))]
         assert found == [(7, name), (8, names.private_name(it))]
         assert (7, name) in names.stores(7) and (8, names.private_name(it)) not in names.stores(7)

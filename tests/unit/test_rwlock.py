@@ -234,9 +234,7 @@ def test_time_out_in_the_middle_and_at_the_end(store: Attachment) -> None:
     last.end()
 
 
-def test_more_readers_than_a_transaction_grants(
-    store: Attachment, no_slices: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_readers_than_a_transaction_grants(store: Attachment, no_slices: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are granted in several transactions of the same hold."""
     monkeypatch.setattr(rwlock, "GRANTS_A_TRANSACTION", 3)
     holder = Actor(store, WRITE)
@@ -495,8 +493,11 @@ def test_interrupted_wait(store: Attachment) -> None:
 
     def victim() -> None:
         threading.current_thread().name = "victim"
+        record = store.rw.lease()
         with pytest.raises(KeyboardInterrupt):
-            lock(store, NODE, WRITE)
+            store.rw.lock(NODE, 1, 0, record, WRITE, None)
+        assert state_of(store, record) == FREE
+        store.rw.free.append(record)
 
     task = Task(victim)
     task.result()

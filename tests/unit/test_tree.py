@@ -240,7 +240,13 @@ def test_remove(fs: MemoryFileSystem) -> None:
 
 @pytest.mark.parametrize(
     ("path", "error"),
-    [("/none", FileNotFoundError), ("/top/x", FileNotFoundError), ("/a", IsADirectoryError), ("/empty", IsADirectoryError), ("/", IsADirectoryError)],
+    [
+        ("/none", FileNotFoundError),
+        ("/top/x", FileNotFoundError),
+        ("/a", IsADirectoryError),
+        ("/empty", IsADirectoryError),
+        ("/", IsADirectoryError),
+    ],
 )
 def test_remove_refusals(fs: MemoryFileSystem, unchanged: None, path: str, error: type[Exception]) -> None:
     """Nothing is FileNotFoundError, a directory IsADirectoryError."""
@@ -373,7 +379,9 @@ def test_listdir(fs: MemoryFileSystem) -> None:
     assert fs.listdir("/empty") == []
 
 
-@pytest.mark.parametrize(("path", "error"), [("/none", FileNotFoundError), ("/top", NotADirectoryError), ("/top/x", FileNotFoundError)])
+@pytest.mark.parametrize(
+    ("path", "error"), [("/none", FileNotFoundError), ("/top", NotADirectoryError), ("/top/x", FileNotFoundError)]
+)
 def test_no_listing(fs: MemoryFileSystem, path: str, error: type[Exception]) -> None:
     """listdir and walk of nothing or a file raise, walk already at the call."""
     with pytest.raises(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,6 +60,23 @@ def test_view_without_with(fs: MemoryFileSystem) -> None:
     view = fs.view("/f")
     assert isinstance(view, memoryview)
     assert list(view[8:24].cast("Q")) == [7, 7]
+
+
+def test_nothing_derived_from_a_view_can_write(fs: MemoryFileSystem) -> None:
+    """Whatever takes its buffer gets it read-only: memoryviews, arrays, readinto."""
+    numpy = pytest.importorskip("numpy")
+    fs.write_bytes("/f", pattern(300))
+    view = fs.view("/f")
+    assert memoryview(view).readonly
+    assert (memoryview(view).format, memoryview(view).ndim) == ("B", 1)
+    assert not numpy.frombuffer(view, "u1").flags.writeable
+    with pytest.raises(TypeError):
+        io.BytesIO(b"NEW").readinto(view)
+    with pytest.raises(TypeError):
+        view[0] = 1
+    with view as inner:
+        assert not numpy.frombuffer(inner, "u1").flags.writeable
+    assert fs.read_bytes("/f") == pattern(300)
 
 
 def test_view_refusals(fs: MemoryFileSystem) -> None:
@@ -137,6 +155,21 @@ def test_a_slice_outlives_the_with(fs: MemoryFileSystem) -> None:
         part = view[100:200]
     fs.write_bytes("/f", bytes(10_000))
     assert part == pattern(10_000)[100:200]
+
+
+def test_an_array_outlives_the_with(fs: MemoryFileSystem) -> None:
+    """So does an array made of it; leaving the block is no error, and the pin lasts as long as the array."""
+    numpy = pytest.importorskip("numpy")
+    fs.write_bytes("/f", pattern(5000))
+    with fs.view("/f") as view:
+        values = numpy.frombuffer(view, "u1")
+    fs.remove("/f")
+    fs.write_bytes("/g", bytes(5000))
+    assert values.tobytes() == pattern(5000)
+    assert orphaned(fs) == charge(5000)
+    del values, view
+    gc.collect()
+    assert (used(fs), orphaned(fs)) == (charge(5000), 0)
 
 
 def test_an_array_outlives_view_file_and_fs(stores: Stores) -> None:
