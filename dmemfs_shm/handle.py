@@ -326,6 +326,8 @@ class MemoryFileHandle(io.RawIOBase):
             self._change(target, lambda: self._fill_zeros(before, target))
         elif target < before:
             if pinned:
+                if not self._dirty:
+                    self._mark_dirty()
                 self._store.names.unshare(self._node, target, self._fs._timeout)
                 self._locate()
             self._change(target, lambda: None)

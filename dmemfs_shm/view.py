@@ -8,6 +8,10 @@ memoryview; what was derived from that may outlive the block.
 (A memoryview itself would not do: its slices do not keep it alive, and leaving its `with` is an error while an array
 looks at it. An own mapping for each view would, and costs its page faults again.)
 
+Whoever takes the buffer of a `View` itself (``numpy.frombuffer(fs.view(path))``) gets it writable, because that is how
+ctypes exports it and Python 3.11 has no other exporter; what he writes there changes a file behind everybody's back. The
+memoryview of the `with`, and slices of either, are read-only.
+
 Cost, measured: 16 us for the first view of some size (a ctypes type is made for it), 1 us from then on.
 """
 

@@ -1,7 +1,8 @@
 """Fixtures of the whole suite: stores that end with a check of every invariant and leave nothing in /dev/shm.
 
 `fs` is a private store, `named` a named one, `stores` makes more of either.  Hypothesis runs in the profile that
-DMEMFS_SHM_TEST_PROFILE names: `default` (few examples, the same ones each time) or `thorough`.
+DMEMFS_SHM_TEST_PROFILE names: `default` (some hundreds of examples, the same ones each time, reported as found) or
+`thorough` (thousands, other ones each time, reduced to the shortest before they are reported: run it with --timeout 0).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from dmemfs_shm import MemoryFileSystem
 from dmemfs_shm.errors import MFSClosedError, MFSStoreGoneError
@@ -26,13 +27,19 @@ settings.register_profile(
     "default",
     derandomize=True,
     deadline=None,
+    phases=(Phase.explicit, Phase.generate),
     database=None,
     max_examples=400,
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile(
-    "thorough", settings.get_profile("default"), derandomize=False, max_examples=2000, stateful_step_count=100
+    "thorough",
+    settings.get_profile("default"),
+    derandomize=False,
+    phases=tuple(Phase),
+    max_examples=2000,
+    stateful_step_count=100,
 )
 settings.load_profile(os.environ.get("DMEMFS_SHM_TEST_PROFILE", "default"))
 

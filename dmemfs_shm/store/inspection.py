@@ -61,7 +61,6 @@ from .layout import (
     GRANTED,
     INODE_MUTEXES,
     JOURNAL_ENTRIES_MAX,
-    KIND_DIR,
     KIND_FILE,
     KIND_FREE,
     KIND_SHIFT,
@@ -119,6 +118,8 @@ from .layout import (
     S_PINS,
     S_RECORDS,
     SLOTS_BACKED,
+    STATE_READY,
+    STORE,
     TRASH,
     USED,
     W_BACKEND,
@@ -289,7 +290,7 @@ class _Inspector:
             if attempt:
                 time.sleep(_PAUSE_S)
             self.doubts = []
-            before = self._open_journals()
+            before = self._open_journals(section)
             try:
                 result = read()
             except MFSCorruptStoreError as error:
@@ -299,7 +300,7 @@ class _Inspector:
                 result = None
                 self.doubts.append(f"what stands there leads nowhere ({error})")
             lasting = [doubt for doubt in self.doubts if not attempt or doubt in lasting]
-            half_done = half_done and bool(before & self._open_journals())
+            half_done = half_done and bool(before & self._open_journals(section))
             if not lasting:
                 break
         if result is None and not lasting:  # other each time: it changes faster than it is read
@@ -311,13 +312,26 @@ class _Inspector:
         if bad:
             self.doubts.append(str(self.w.damage(word, expected, found)))
 
-    def _open_journals(self) -> set[int]:
+    def _open_journals(self, section: str) -> set[int]:
+        """The mutexes that guard the section and in which a change is half done; a damaged journal excuses nothing."""
         found = set()
-        with contextlib.suppress(MFSCorruptStoreError):
-            for k in range(MUTEXES):
-                if 0 < self.w[journal_at(k)] <= JOURNAL_ENTRIES_MAX:
+        for k in range(MUTEXES) if section in ("locks", "participants") else (0,):
+            with contextlib.suppress(MFSCorruptStoreError):
+                if 0 < self.w[journal_at(k)] and self._bad_entry(k) is None:
                     found.add(k)
         return found
+
+    def _bad_entry(self, number: int) -> MFSCorruptStoreError | None:
+        """What is wrong with a journal, as whoever rolls it back would find."""
+        at = journal_at(number)
+        count = self.w[at]
+        if count > JOURNAL_ENTRIES_MAX:
+            return self.w.damage(at, f"at most {JOURNAL_ENTRIES_MAX} journal entries", count)
+        end = len(self.w)
+        for entry, word in enumerate(self.w.read(at + 1, 2 * count)[::2].tolist()):
+            if not STORE <= word < end:
+                return self.w.damage(at + 1 + 2 * entry, "a word of the index", word)
+        return None
 
     # ---- what it is
 
@@ -396,7 +410,7 @@ class _Inspector:
         quota, used, orphaned, contents = w[W_QUOTA], w[USED], w[ORPHANED], w[CHARGED]
         self.doubt(used > quota, USED, f"at most the quota of {quota}", used)
         self.doubt(orphaned > used, ORPHANED, f"at most the {used} bytes used", orphaned)
-        self.doubt(contents > max(used, 1) , CHARGED, f"contents within {used} bytes", contents)
+        self.doubt(contents > max(used, 1), CHARGED, f"contents within {used} bytes", contents)
         return snapshot.Quota(
             quota_bytes=quota,
             used_bytes=used,
@@ -433,13 +447,13 @@ class _Inspector:
         try:
             stat = os.stat(f"{names.SHM_DIR}/{segment}")
         except FileNotFoundError:
-            if backed_bytes and self.w[W_STATE] == 1:
+            if backed_bytes and self.w[W_STATE] == STATE_READY:
                 self.doubt(True, arena_at(number), f"the segment {segment}", "none: it was removed by hand")
             return
         if backed_bytes:
             self.doubt(stat.st_size != size_bytes, arena_at(number) + A_PAGES, f"{segment} of {size_bytes} bytes", stat.st_size)
-            memory = stat.st_blocks * 512
-            self.doubt(memory < backed_bytes, arena_at(number) + A_BACKED, f"{backed_bytes} bytes of memory in {segment}", memory)
+            memory, expected = stat.st_blocks * 512, f"{backed_bytes} bytes of memory in {segment}"
+            self.doubt(memory < backed_bytes, arena_at(number) + A_BACKED, expected, memory)
 
     def _arena_bytes(self) -> list[int]:
         """Memory of each arena's present segment."""
@@ -683,6 +697,7 @@ class _Inspector:
         self.doubt(self.w[W_BACKEND] not in BACKENDS.values(), W_BACKEND, "a backend", self.w[W_BACKEND])
         found = []
         for number, generation in enumerate(generations):
+            held = False
             if by_kernel:
                 claimers = [slot for slot, words in claims.items() if words[number] != NO_CLAIM]
                 held = self.observer.locked(LB_MUTEX + number)
@@ -690,9 +705,9 @@ class _Inspector:
             else:
                 claimers = [slot for slot, words in claims.items() if words[number] == generation & ~1]
                 self._semaphore(number, generation)
-            entries = self.w[journal_at(number)]
-            what = f"at most {JOURNAL_ENTRIES_MAX} journal entries"
-            self.doubt(entries > JOURNAL_ENTRIES_MAX, journal_at(number), what, entries)
+            entries, bad = self.w[journal_at(number)], self._bad_entry(number)
+            if bad is not None:
+                self.doubts.append(str(bad))
             self.doubt(len(claimers) > 1 and not by_kernel, generation_at(number), "one holder", f"slots {claimers}")
             holder = claimers[0] if claimers else None
             found.append(
@@ -700,7 +715,7 @@ class _Inspector:
                     number=number,
                     guards=_guards(number),
                     generation=generation,
-                    state=self._mutex_state(generation, holder, entries),
+                    state=self._mutex_state(generation, holder, entries, held=held),
                     holder_slot=holder,
                     holder_pid=None if holder is None else self._pid(holder),
                     journal_entries=entries,
@@ -711,9 +726,11 @@ class _Inspector:
     def _pid(self, slot: int) -> int:
         return self.observer.participants.pid(self.observer.layout.slot_at(slot))
 
-    def _mutex_state(self, generation: int, holder: int | None, entries: int) -> str:
+    def _mutex_state(self, generation: int, holder: int | None, entries: int, *, held: bool) -> str:
         if generation & 1:
             return "revoked"
+        if held:
+            return "held"
         if holder is None:
             return "dead" if entries else "free"
         return "held" if self._is_alive(holder) else "dead"
@@ -721,7 +738,7 @@ class _Inspector:
     def _semaphore(self, number: int, generation: int) -> None:
         """The semaphore of a stable generation stands. (Missing, it is replaced at the next use: nothing is lost.)"""
         name = names.mutex(self.uuid, number, generation)
-        if not generation & 1 and self.w[W_STATE] == 1 and not os.path.exists(names.semaphore_path(name)):
+        if not generation & 1 and self.w[W_STATE] == STATE_READY and not os.path.exists(names.semaphore_path(name)):
             found = "none: it was removed by hand; the next use of the store replaces it"
             self.doubt(True, generation_at(number), f"the semaphore {name.lstrip('/')}", found)
 

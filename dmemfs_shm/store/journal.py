@@ -51,15 +51,17 @@ def commit(w: Words, at: int, plan: Plan) -> None:
     """
     if len(plan) > JOURNAL_ENTRIES_MAX:
         raise AssertionError(f"a transaction of {len(plan)} words does not fit the journal")
-    entry = at + 1
-    for word in plan:
-        w[entry] = word
-        w[entry + 1] = w[word]
-        entry += 2
-    if plan.undo is not None:
-        for entry in range(at + 1, at + 1 + 2 * len(plan), 2):
-            if w[entry] in plan.undo:
-                w[entry + 1] = plan.undo[w[entry]]
+    entry, undo = at + 1, plan.undo
+    if undo is None:
+        for word in plan:
+            w[entry] = word
+            w[entry + 1] = w[word]
+            entry += 2
+    else:
+        for word in plan:
+            w[entry] = word
+            w[entry + 1] = undo[word] if word in undo else w[word]
+            entry += 2
     w[at] = len(plan)
     for word, value in plan.items():
         w[word] = value

@@ -195,23 +195,22 @@ ROOT: Final = 1
 N_LOCK: Final = 0  # k
 N_GENERATION: Final = 1  # 0 and k: even free, odd in use
 N_SEQ: Final = 2  # k: odd while lock and content cannot be trusted
-N_SIZE: Final = 3  # h: bytes
-N_CONTENT: Final = 4  # h: how often the content changed (D-MemFS's generation)
-N_CREATED: Final = 5  # ns since the epoch
-N_MODIFIED: Final = 6  # h: ns since the epoch
-N_RUN: Final = 7  # 0: first run of blocks: unit 36, units 28 bits
-N_RUNS: Final = 8  # 0: node with further runs 32, how many further runs 32 bits
-N_CAPACITY: Final = 9  # 0: bytes in all runs; what the quota is charged, but FILE_CHARGE
-N_PARENT: Final = 10  # 0
-N_NAME: Final = 11  # 0: hash 32, bytes 16, kind 8 bits
-N_NEXT: Final = 12  # 0: next in the bucket 32, node with the rest of the name 32 bits
+N_NEXT: Final = 3  # 0: next in the bucket 32, node with the rest of the name 32 bits; chains free nodes
+N_SIZE: Final = 4  # h: bytes. This word and all below are stored plainly, at once, when a free node is taken
+N_CONTENT: Final = 5  # h: how often the content changed (D-MemFS's generation)
+N_CREATED: Final = 6  # ns since the epoch
+N_MODIFIED: Final = 7  # h: ns since the epoch
+N_RUN: Final = 8  # 0: first run of blocks: unit 36, units 28 bits
+N_RUNS: Final = 9  # 0: node with further runs 32, how many further runs 32 bits
+N_CAPACITY: Final = 10  # 0: bytes in all runs; what the quota is charged, but FILE_CHARGE
+N_PARENT: Final = 11  # 0
+N_NAME: Final = 12  # 0: hash 32, bytes 16, kind 8 bits
 N_SIBLINGS: Final = 13  # 0: previous 32, next 32 bits
 N_STAMP: Final = 14  # publication stamp 48, attempts 16 bits
 N_PIN: Final = 15  # 0: pin node 32, quota directory 32 bits
 N_TEXT: Final = 16  # 16 words: the first 128 bytes of the name
 TEXT_BYTES: Final = 128
 D_CHILD: Final = N_SIZE  # 0: a directory's first entry
-D_CHILDREN: Final = N_CAPACITY  # 0: how many
 
 KIND_FREE: Final = 0
 KIND_FILE: Final = 1
@@ -225,14 +224,14 @@ KIND_SHIFT: Final = 48
 NAME_BYTES_SHIFT: Final = 32
 LOW32: Final = 0xFFFFFFFF
 
-# Nodes of the kinds below keep words 0..2 and N_NAME, N_NEXT for what they are in every node: a stale reference to the
+# Nodes of the kinds below keep words 0..3 and N_NAME for what they are in every node: a stale reference to the
 # node is told by its generation, whatever it has become.
-X_NEXT: Final = 3  # in a KIND_RUNS node: next such node
-X_COUNT: Final = 4  # in a KIND_RUNS node: runs in it
+X_NEXT: Final = 4  # in a KIND_RUNS node: next such node
+X_COUNT: Final = 5  # in a KIND_RUNS node: runs in it
 X_RUNS: Final = 13  # in a KIND_RUNS node: first word of runs
 X_RUNS_MAX: Final = NODE_WORDS - X_RUNS
-PN_FILE: Final = 3  # in a KIND_PIN node: the file that owns the content, 0 when it is orphaned
-PN_COUNT: Final = 4  # in a KIND_PIN node: pins. It has N_RUN, N_RUNS, N_CAPACITY, N_SIBLINGS when orphaned
+PN_FILE: Final = 4  # in a KIND_PIN node: the file that owns the content, 0 when it is orphaned
+PN_COUNT: Final = 5  # in a KIND_PIN node: pins. It has N_RUN, N_RUNS, N_CAPACITY, N_SIBLINGS when orphaned
 
 # A run of blocks: units of 256 bytes.
 UNIT: Final = 256
@@ -345,7 +344,7 @@ def _check() -> None:
     assert S_CLAIM + MUTEXES <= S_COMMAND and S_COMMAND * WORD + S_COMMAND_BYTES <= PAGE
     assert SLOT_WORDS % PAGE_WORDS == 0 and RECORDS_AT % PAGE_WORDS == 0 and PINS_AT % PAGE_WORDS == 0
     assert SLOTS_MAX * RECORDS <= REC_NEXT_MASK and LOCK_TAIL_SHIFT + 21 == 64
-    assert N_TEXT * WORD + TEXT_BYTES == NODE_WORDS * WORD and X_RUNS > N_NEXT
+    assert N_TEXT * WORD + TEXT_BYTES == NODE_WORDS * WORD and X_RUNS > N_NAME
 
 
 _check()

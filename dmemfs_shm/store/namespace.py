@@ -261,11 +261,10 @@ class Namespace:
                 self.settle(section, node)
                 return (node, w[self.at(node) + N_GENERATION], w[NAMESPACE]), False
             self.tree.check_limit(section)
-            node = self.tree.make(section, KIND_FILE)
+            node = self.tree.add(section, KIND_FILE, parent, path.parts[-1])
             at = self.at(node)
             w[at + N_LOCK] = LOCK_WRITER  # plainly: until the commit nobody has the generation to look at it
             section.plan[record] = HELD | REC_WRITER | REC_DIRTY | node << REC_NODE_SHIFT
-            self.tree.link(section, node, KIND_FILE, parent, path.parts[-1], fresh=True)
             return (node, section.plan[at + N_GENERATION], w[NAMESPACE]), True
 
         self.store.rw.announce(record)
@@ -295,8 +294,7 @@ class Namespace:
                 raise FileExistsError(f"A file exists at path component: '{part.decode('utf-8', 'replace')}'")
             if not node:
                 self.tree.check_limit(section)
-                node = self.tree.make(section, KIND_DIR)
-                self.tree.link(section, node, KIND_DIR, parent, part, fresh=True)
+                node = self.tree.add(section, KIND_DIR, parent, part)
                 section.commit()
             parent = node
         return parent
@@ -367,25 +365,20 @@ class Namespace:
             if not lock & LOCK_BUSY and self.content.few_runs(section.plan, self.at(node)):
                 self._swap_content(section, node, size, fill, pin)
                 return 0
-        new = self._new_file(section, size, fill, pin, content)
+            self.tree.unlink(section, node)
+            self._retire(section, node)
+            content = self.w[self.at(node) + N_CONTENT] + 1
+        new = self._new_file(section, parent, path.parts[-1], size, fill, pin, content)
         if node:
-            section.leave_nodes()
-            section.enter(node, new)
-            if self.w[self.at(node)] & LOCK_WRITER:
-                section.forget()
-                section.leave_nodes()
-                return node
-            self._succeed(section, node, new)
-        self.tree.link(section, new, KIND_FILE, parent, path.parts[-1], fresh=True)
+            self.w[self.at(new) + N_CREATED] = self.w[self.at(node) + N_CREATED]
         return 0
 
-    def _new_file(self, section: Section, size: int, fill: Fill | None, pin: int | None, content: int) -> int:
-        """A complete file without a name yet."""
+    def _new_file(
+        self, section: Section, parent: int, name: bytes, size: int, fill: Fill | None, pin: int | None, content: int
+    ) -> int:
+        """A complete file with a name that does not stand."""
         self.tree.check_limit(section)
-        new = self.tree.make(section, KIND_FILE)
-        at = self.at(new)
-        self.w[at + N_SIZE] = size
-        self.w[at + N_CONTENT] = content if size else 0
+        new = self.tree.add(section, KIND_FILE, parent, name, size, content if size else 0)
         self._attach(section, new, size, fill, pin)
         return new
 
@@ -682,8 +675,7 @@ class Namespace:
             raise FileExistsError(f"Destination already exists: '{dst.text}'")
         self._parent_for(section, dst, make_parents=False)
         self.tree.check_limit(section)
-        top = self.tree.make(section, KIND_DIR)
-        section.w[self.at(top) + N_NAME] = KIND_DIR << KIND_SHIFT
+        top = self.tree.make_directory(section)
         section.plan[intent] = top
         return top
 
@@ -715,9 +707,7 @@ class Namespace:
     def _copy_directory(self, name: bytes, target: int, timeout: float | None) -> int:
         def step(section: Section) -> int:
             self.tree.check_limit(section)
-            new = self.tree.make(section, KIND_DIR)
-            self.tree.link(section, new, KIND_DIR, target, name, fresh=True)
-            return new
+            return self.tree.add(section, KIND_DIR, target, name)
 
         return self.store.transact(step, timeout)
 
@@ -736,8 +726,7 @@ class Namespace:
                 self.stash(pin, size, fill, timeout)
 
             def step(section: Section) -> None:
-                new = self._new_file(section, size, fill if pin is None else None, pin, 0)
-                self.tree.link(section, new, KIND_FILE, target, name, fresh=True)
+                self._new_file(section, target, name, size, fill if pin is None else None, pin, 0)
 
             self.store.transact(step, timeout)
         finally:
@@ -816,7 +805,10 @@ class Namespace:
         self.store.transact(lambda section: self.content.grow(section, at, size), timeout)
 
     def unshare(self, node: int, keep: int, timeout: float | None) -> None:
-        """Before a pinned file is changed: fresh blocks with its first *keep* bytes; the views keep the old ones."""
+        """Before a pinned file is changed: fresh blocks with its first *keep* bytes; the views keep the old ones.
+
+        The size becomes *keep* in the same transaction, so that no death leaves more bytes than blocks.
+        """
         at = self.at(node)
         if not keep:
             self.store.transact(lambda section: self._divorce(section, node), timeout)
@@ -829,6 +821,7 @@ class Namespace:
             def swap(section: Section) -> None:
                 self.content.release_for_stash(section, node)
                 self.content.take_from_stash(section, pin, node)
+                section.set(node, N_SIZE, keep)
 
             self.store.transact(swap, timeout)
         finally:
@@ -837,6 +830,7 @@ class Namespace:
     def _divorce(self, section: Section, node: int) -> None:
         if section.plan[self.at(node) + N_PIN] & LOW32:
             self.content.divorce(section, node)
+            section.set(node, N_SIZE, 0)
 
     # ---- views
 

@@ -31,6 +31,8 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
+    """owner_uid and created are what the head says; the name's uid is the inspection's."""
+
     uuid: str
     owner_uid: int
     created: float

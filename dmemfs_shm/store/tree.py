@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from array import array
 from typing import TYPE_CHECKING
 
 from ..errors import MFSCorruptStoreError, MFSNodeLimitExceededError
@@ -28,28 +29,18 @@ from .layout import (
     DIRS,
     FILES,
     KIND_DIR,
-    KIND_DRAFT,
     KIND_FILE,
     KIND_FREE,
     KIND_NAME,
     KIND_SHIFT,
     LOW32,
-    N_CAPACITY,
-    N_CONTENT,
-    N_CREATED,
     N_GENERATION,
-    N_LOCK,
-    N_MODIFIED,
     N_NAME,
     N_NEXT,
     N_PARENT,
-    N_PIN,
-    N_RUN,
-    N_RUNS,
     N_SEQ,
     N_SIBLINGS,
     N_SIZE,
-    N_STAMP,
     N_TEXT,
     NAME_BYTES_SHIFT,
     NAMESPACE,
@@ -109,14 +100,65 @@ class Tree:
             raise MFSCorruptStoreError("index", at * WORD, "a node", node)
         return self.nodes_at + node * NODE_WORDS
 
+    def add(self, section: Section, kind: int, parent: int, name: bytes, size: int = 0, content: int = 0) -> int:
+        """A new file or directory with that name, which must not stand; the words of `N_SIZE` and `N_CONTENT` are given.
+
+        Its lock word is 0 and, until the commit, its generation is of no use to anybody else, so that the words of its
+        own are stored plainly. It is `make` and `link` in one, for the hot path.
+        """
+        w, plan = section.w, section.plan
+        now_is = plan.__getitem__ if plan else w.__getitem__
+        node = now_is(NODE_FREE)
+        if node:
+            at = self.check_node(node, NODE_FREE)
+            plan[NODE_FREE] = now_is(at + N_NEXT) & LOW32
+        else:
+            node = now_is(NODE_BREAK)
+            if node >= w[NODE_BACKED]:
+                raise NeedNodes
+            plan[NODE_BREAK] = node + 1
+            at = self.nodes_at + node * NODE_WORDS
+        w[at + N_SEQ] = w[at + N_SEQ] + 1 | 1
+        section.even(at + N_SEQ)
+        generation = w[at + N_GENERATION]
+        plan[at + N_GENERATION] = generation + 1
+        plan.never_back(at + N_GENERATION, generation + 2)
+        key = self.hash(parent, name)
+        directory = self.nodes_at + parent * NODE_WORDS + D_CHILD
+        first = now_is(directory)
+        now = time.time_ns()
+        w[at] = 0
+        w[at + N_SIZE : at + N_TEXT] = array(
+            "Q", (size, content, now, now, 0, 0, 0, parent, key | len(name) << NAME_BYTES_SHIFT | kind << KIND_SHIFT, first, 0, 0)
+        )
+        rest = 0
+        if len(name) <= TEXT_BYTES:
+            start = (at + N_TEXT) * WORD
+            self.mm[start : start + len(name)] = name
+        else:
+            rest = self._write_text(section, at, name, fresh=True) << 32
+        if first:
+            sibling = self.check_node(first, directory) + N_SIBLINGS
+            plan[sibling] = node << 32 | now_is(sibling) & LOW32
+        plan[directory] = node
+        buckets = w[BUCKETS]
+        bucket = self.bucket(key, buckets)
+        plan[at + N_NEXT] = now_is(bucket) | rest
+        plan[bucket] = node
+        counter = DIRS if kind == KIND_DIR else FILES
+        plan[counter] = now_is(counter) + 1
+        section.renames()
+        if w[FILES] + w[DIRS] >= buckets:
+            self._split(section)
+        return node
+
     def hash(self, parent: int, name: bytes) -> int:
         return zlib.crc32(name, (parent * 0x9E3779B1 ^ self._seed) & LOW32)
 
     def bucket(self, key: int, buckets: int) -> int:
         """Word of the bucket of a hash when there are so many buckets."""
-        mask = (1 << (buckets - 1).bit_length()) - 1
-        number = key & mask
-        return self.buckets_at + (number if number < buckets else number & mask >> 1)
+        number = key & (1 << (buckets - 1).bit_length()) - 1
+        return self.buckets_at + (number if number < buckets else number ^ 1 << number.bit_length() - 1)
 
     def find(self, parent: int, name: bytes) -> int:
         """The node of that name in that directory, or 0; without a lock: check it, or see `absent`.
@@ -280,24 +322,20 @@ class Tree:
 
         self.store.sections.run(publish)
 
-    def make(self, section: Section, kind: int) -> int:
-        """A new node of that kind, without a name; its lock word is 0. The caller enters its mutex if it gets a name."""
-        w = section.w
+    def make_directory(self, section: Section) -> int:
+        """A new directory without a name."""
+        w, plan = section.w, section.plan
         node = self.take_node(section)
         at = self.nodes_at + node * NODE_WORDS
         now = time.time_ns()
-        for word in (N_LOCK, N_SIZE, N_CONTENT, N_RUN, N_RUNS, N_CAPACITY, N_PARENT, N_SIBLINGS, N_STAMP, N_PIN):
-            w[at + word] = 0
-        w[at + N_CREATED] = now
-        w[at + N_MODIFIED] = now
         w[at + N_SEQ] = w[at + N_SEQ] + 1 | 1
-        w[at + N_NAME] = KIND_DRAFT << KIND_SHIFT
-        generation = w[at + N_GENERATION]
-        section.plan[at + N_GENERATION] = generation + 1
-        section.plan.never_back(at + N_GENERATION, generation + 2)
         section.even(at + N_SEQ)
-        counter = DIRS if kind == KIND_DIR else FILES
-        section.plan[counter] = section.plan[counter] + 1
+        w[at] = 0
+        w[at + N_SIZE : at + N_TEXT] = array("Q", (0, 0, now, now, 0, 0, 0, 0, KIND_DIR << KIND_SHIFT, 0, 0, 0))
+        generation = w[at + N_GENERATION]
+        plan[at + N_GENERATION] = generation + 1
+        plan.never_back(at + N_GENERATION, generation + 2)
+        plan[DIRS] = plan[DIRS] + 1
         return node
 
     def unmake(self, section: Section, node: int, kind: int) -> None:
@@ -314,18 +352,17 @@ class Tree:
 
     # ---- names
 
-    def link(self, section: Section, node: int, kind: int, parent: int, name: bytes, *, fresh: bool = False) -> None:
-        """Give a nameless node a name. *fresh*: the node was made in this very section, so that nobody sees its words."""
-        plan, w = section.plan, section.w
+    def link(self, section: Section, node: int, kind: int, parent: int, name: bytes) -> None:
+        """Give a nameless node a name."""
+        plan = section.plan
         at = self.nodes_at + node * NODE_WORDS
         key = self.hash(parent, name)
         bucket = self.bucket(key, plan[BUCKETS])
-        rest = self._write_text(section, at, name, fresh=fresh)
-        words = w if fresh else plan
-        words[at + N_PARENT] = parent
-        words[at + N_NAME] = key | len(name) << NAME_BYTES_SHIFT | kind << KIND_SHIFT
+        rest = self._write_text(section, at, name, fresh=False)
+        plan[at + N_PARENT] = parent
+        plan[at + N_NAME] = key | len(name) << NAME_BYTES_SHIFT | kind << KIND_SHIFT
         first = plan[self.nodes_at + parent * NODE_WORDS + D_CHILD]
-        words[at + N_SIBLINGS] = first
+        plan[at + N_SIBLINGS] = first
         if first:
             sibling = self.check_node(first, at) + N_SIBLINGS
             plan[sibling] = node << 32 | plan[sibling] & LOW32
@@ -333,8 +370,6 @@ class Tree:
         plan[at + N_NEXT] = plan[bucket] | rest << 32
         plan[bucket] = node
         section.renames()
-        if fresh:
-            self._split(section)
 
     def _write_text(self, section: Section, at: int, name: bytes, *, fresh: bool) -> int:
         """Store the name's bytes; returns the node with the rest of a long name, or 0."""

@@ -63,19 +63,21 @@ def test_view_without_with(fs: MemoryFileSystem) -> None:
 
 
 def test_nothing_derived_from_a_view_can_write(fs: MemoryFileSystem) -> None:
-    """Whatever takes its buffer gets it read-only: memoryviews, arrays, readinto."""
+    """Whatever takes its buffer inside a `with` gets it read-only: memoryviews, arrays, readinto; and nobody can assign."""
     numpy = pytest.importorskip("numpy")
     fs.write_bytes("/f", pattern(300))
     view = fs.view("/f")
-    assert memoryview(view).readonly
-    assert (memoryview(view).format, memoryview(view).ndim) == ("B", 1)
-    assert not numpy.frombuffer(view, "u1").flags.writeable
-    with pytest.raises(TypeError):
-        io.BytesIO(b"NEW").readinto(view)
+    assert view.readonly and view[3:].readonly
     with pytest.raises(TypeError):
         view[0] = 1
     with view as inner:
+        assert inner.readonly and memoryview(inner).readonly
+        assert (inner.format, inner.ndim) == ("B", 1)
         assert not numpy.frombuffer(inner, "u1").flags.writeable
+        with pytest.raises(TypeError):
+            io.BytesIO(b"NEW").readinto(inner)
+        with pytest.raises(TypeError):
+            inner[0] = 1
     assert fs.read_bytes("/f") == pattern(300)
 
 

@@ -1,0 +1,5 @@
+"""``python -m dmemfs_shm``: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,84 @@
+"""``dmemfs-shm init``."""
+
+from __future__ import annotations
+
+import warnings
+
+import click
+
+from .common import note, say, store_argument
+from .sizes import Size, format_size
+
+
+@click.command()
+@store_argument
+@click.option("--quota", type=Size(), required=True, help="What its files may take: 1GiB, 64MiB.")
+@click.option("--max-nodes", type=click.IntRange(1, 1 << 30), metavar="N", help="Files and directories; default: unlimited.")
+@click.option(
+    "--max-participants",
+    type=click.IntRange(1, 256),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Processes attached at once.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["generation", "ofd"]),
+    default="generation",
+    show_default=True,
+    help="How mutexes are made; ofd is slower.",
+)
+@click.option("--exist-ok", is_flag=True, help="It may stand already, with the same parameters.")
+def command(name: str, quota: int, max_nodes: int | None, max_participants: int, backend: str, *, exist_ok: bool) -> None:
+    """Create the store NAME.
+
+    A name has lower-case letters, digits, '.', '_' and '-'. Says what was reserved, and warns where the machine cannot
+    keep the promise now. The store stands until it is destroyed, or the machine restarts.
+    """
+    from ..filesystem import MemoryFileSystem, shortages
+    from ..store.inspection import inspect
+    from ..store.names import check_name
+
+    check_name_or_usage(name, check_name)
+    try:
+        before = inspect(name).identity
+    except OSError:
+        before = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        fs = MemoryFileSystem.create(
+            name,
+            max_quota=quota,
+            max_nodes=max_nodes,
+            max_participants=max_participants,
+            backend=backend,
+            exist_ok=exist_ok,
+        )
+    uuid = str(fs.uuid)
+    fs.close()
+    if before is not None and before.uuid == uuid:
+        say(f"The store {name} stands already, with the same parameters.")
+        return
+    seen = inspect(name)
+    memory, nodes = seen.memory, seen.nodes
+    say(f"Created the store {name}.")
+    if memory and nodes:
+        size = format_size(memory.index_bytes + memory.semaphores_bytes)
+        limit = f"at most {nodes.max_nodes:,} files and directories" if nodes.max_nodes else f"room for {nodes.cap:,} nodes"
+        say(f"  memory now     {size}, for the index and {memory.semaphores} semaphores")
+        say(f"  quota          {format_size(quota)}, which takes memory as files come")
+        say(f"  address space  {format_size(memory.index_virtual_bytes)} for the index: {limit}")
+        say(f"  participants   at most {max_participants}")
+    from .errors import humanise
+
+    for shortage in shortages(quota):
+        note(f"warning: {humanise(shortage)}")
+
+
+def check_name_or_usage(name: str, check: object) -> None:
+    """A name that no store can have is a usage error."""
+    try:
+        check(name)  # type: ignore[operator]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
