@@ -18,5 +18,5 @@ __all__ = [
     "MemoryFileHandle",
     "MemoryFileSystem",
     "ParticipantInfo",
-    *_errors,
+    *_errors,  # noqa: PLE0604  (strings all)
 ]

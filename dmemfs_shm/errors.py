@@ -45,9 +45,10 @@ class MFSError(Exception):
 
     def _tell(self, text: str) -> None:
         self.args = (text,)
-        if isinstance(self, OSError):
-            self.errno = self._errno
-            self.strerror = text
+        error: BaseException = self
+        if isinstance(error, OSError):
+            error.errno = self._errno
+            error.strerror = text
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), tuple(getattr(self, name) for name in self._fields)
@@ -56,10 +57,10 @@ class MFSError(Exception):
         return str(self.args[0]) if self.args else ""
 
 
-class _Message(MFSError):
+class _MessageError(MFSError):
     """An error whose only fact is its text."""
 
-    _fields = ("message",)
+    _fields: tuple[str, ...] = ("message",)
 
     def __init__(self, message: str = "") -> None:
         self.message = message
@@ -69,11 +70,11 @@ class _Message(MFSError):
 # ---- when a store is created, attached or left
 
 
-class MFSParameterError(_Message, ValueError):
+class MFSParameterError(_MessageError, ValueError):
     """A parameter is not of the form it must have, or differs from that of the store that stands."""
 
 
-class MFSLayoutError(_Message, OSError):
+class MFSLayoutError(_MessageError, OSError):
     """The segment is a store of another byte order or layout fingerprint, or none of ours at all."""
 
     _errno = errno.EPROTO
@@ -92,35 +93,35 @@ class MFSVersionError(MFSLayoutError):
         super().__init__(f"Store {store!r} has layout version {found}; this build reads version {supported}.")
 
 
-class MFSNotOwnerError(_Message, PermissionError):
+class MFSNotOwnerError(_MessageError, PermissionError):
     """The store belongs to another user."""
 
     _errno = errno.EPERM
 
 
-class MFSUnfinishedStoreError(_Message, OSError):
+class MFSUnfinishedStoreError(_MessageError, OSError):
     """The store's creator died or is still at work. Creating it again starts it anew."""
 
     _errno = errno.EAGAIN
 
 
-class MFSTooManyParticipantsError(_Message, OSError):
+class MFSTooManyParticipantsError(_MessageError, OSError):
     """Every participant slot is taken by a living process."""
 
     _errno = errno.EUSERS
 
 
-class MFSStoreGoneError(_Message, OSError):
+class MFSStoreGoneError(_MessageError, OSError):
     """The store was destroyed; a store created since under the same name is another one."""
 
     _errno = errno.ESTALE
 
 
-class MFSClosedError(_Message, ValueError):
+class MFSClosedError(_MessageError, ValueError):
     """The filesystem object was closed."""
 
 
-class MFSForkedError(_Message, ValueError):
+class MFSForkedError(_MessageError, ValueError):
     """The handle belongs to the parent of this forked process."""
 
 
@@ -169,7 +170,7 @@ class MFSNoSpaceError(MFSError, OSError):
         self._tell(message)
 
 
-class MFSTooManyHandlesError(_Message, OSError):
+class MFSTooManyHandlesError(_MessageError, OSError):
     """This process has as many open handles or views as one participant may have."""
 
     _errno = errno.EMFILE
@@ -211,7 +212,7 @@ class MFSLockTimeoutError(MFSError, BlockingIOError):
         self._tell(f"Could not acquire {kind} lock within timeout.{who}")
 
 
-class MFSDeadlockError(_Message, BlockingIOError):
+class MFSDeadlockError(_MessageError, BlockingIOError):
     """This thread asked for a file that it holds itself in a conflicting way: it would wait for itself."""
 
     _errno = errno.EDEADLK
@@ -232,17 +233,17 @@ class MFSFileOpenError(MFSError, BlockingIOError):
         self._tell(f"File is open: '{path}'{who}")
 
 
-class MFSStoreBusyError(_Message, BlockingIOError):
+class MFSStoreBusyError(_MessageError, BlockingIOError):
     """A living process is stopped or hangs inside a critical section; the text names it."""
 
     _errno = errno.EAGAIN
 
 
-class MFSReentrantCallError(_Message, RuntimeError):
+class MFSReentrantCallError(_MessageError, RuntimeError):
     """A signal handler or finaliser called into the filesystem inside one of its critical sections."""
 
 
-class MFSTimeoutError(_Message, TimeoutError):
+class MFSTimeoutError(_MessageError, TimeoutError):
     """What was waited for did not happen in time."""
 
     _errno = errno.ETIMEDOUT

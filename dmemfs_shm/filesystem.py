@@ -36,7 +36,7 @@ from .errors import (
     MFSParameterError,
 )
 from .guard import MemoryGuard, available_bytes
-from .handle import MemoryFileHandle
+from .handle import MemoryFileHandle, bytes_of
 from .paths import AnyPath, canonical, decode, parse
 from .store import attachment, check, names
 from .store.attachment import Attachment, Parameters
@@ -282,7 +282,7 @@ class MemoryFileSystem:
                 self._finalizer = weakref.finalize(self, _let_go, store)
                 self._finalizer.atexit = False
                 _close_at_exit()
-            return self._store  # type: ignore[return-value]
+            return self._store
 
     def close(self) -> None:
         """Detach this object: its open handles are closed with a ResourceWarning, its views live on. Idempotent.
@@ -384,7 +384,7 @@ class MemoryFileSystem:
                 found = store.names.find(parsed, timeout)
             if not found[0]:
                 raise FileNotFoundError(f"No such file: '{parsed.text}'")
-            if store.tree.kind(found[0]) != KIND_FILE:
+            if store.names.kind_of(found) == KIND_DIR:
                 raise IsADirectoryError(f"Is a directory: '{parsed.text}'")
             if mode == "xb":
                 raise FileExistsError(f"File exists: '{parsed.text}'")
@@ -422,10 +422,8 @@ class MemoryFileSystem:
         Readers and views of the old content keep it. Both are charged for a moment. A writer is waited for
         (MFSLockTimeoutError). Returns the size.
         """
-        from .handle import _bytes_of
-
         store = self._store or self._attached()
-        source = data if type(data) is bytes else _bytes_of(data)
+        source = data if type(data) is bytes else bytes_of(data)
         size = len(source)
         self._guard.check_before_write(size)
 
@@ -552,8 +550,13 @@ class MemoryFileSystem:
             parsed = parse(path)
         except (ValueError, OSError):
             return 0
-        node = space.find(parsed, self._timeout)[0]
-        return store.tree.kind(node) if node else 0
+        while True:
+            found = space.find(parsed, self._timeout)
+            if not found[0]:
+                return 0
+            kind = space.kind_of(found)
+            if kind:
+                return kind
 
     def stat(self, path: AnyPath) -> MFSStatResult:
         """size (0 for directories), created_at, modified_at, generation, is_dir, abandoned. FileNotFoundError."""
@@ -578,9 +581,12 @@ class MemoryFileSystem:
     def get_size(self, path: AnyPath) -> int:
         """Size of a file in bytes. FileNotFoundError, IsADirectoryError."""
         parsed = parse(path)
-        store, found = self._find(parsed)
-        _expect_file(store, found, parsed)
-        return store.w[store.names.at(found[0]) + N_SIZE]
+        while True:
+            store, found = self._find(parsed)
+            _expect_file(store, found, parsed)
+            size = store.w[store.names.at(found[0]) + N_SIZE]
+            if store.names.is_current(found):
+                return size
 
     def listdir(self, path: AnyPath) -> list[str]:
         """The names in a directory, in no order. FileNotFoundError, NotADirectoryError."""
@@ -754,7 +760,7 @@ def _read_unlocked(store: Attachment, found: Found) -> bytes | None:
 def _expect_file(store: Attachment, found: Found, parsed: Path) -> None:
     if not found[0]:
         raise FileNotFoundError(f"No such file: '{parsed.text}'")
-    if store.tree.kind(found[0]) == KIND_DIR:
+    if store.names.kind_of(found) == KIND_DIR:
         raise IsADirectoryError(f"Is a directory: '{parsed.text}'")
 
 

@@ -15,7 +15,7 @@ import operator
 import time
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from .errors import MFSForkedError, MFSStoreGoneError
 from .store.layout import (
@@ -218,7 +218,7 @@ class MemoryFileHandle(io.RawIOBase):
                 break
         return lines
 
-    def __iter__(self) -> MemoryFileHandle:
+    def __iter__(self) -> Self:
         self._check()
         return self
 
@@ -251,7 +251,7 @@ class MemoryFileHandle(io.RawIOBase):
         if type(data) is bytes:
             count = len(data)
         else:
-            data = _bytes_of(data)
+            data = bytes_of(data)
             count = len(data)
         if self._mode == "ab":
             self._pos = self._size
@@ -405,7 +405,7 @@ class MemoryFileHandle(io.RawIOBase):
         else:
             store.close_reader(record, self._at)
 
-    def __enter__(self) -> MemoryFileHandle:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -439,7 +439,7 @@ class MemoryFileHandle(io.RawIOBase):
 _ZEROS = bytes(1 << 20)
 
 
-def _bytes_of(data: Any) -> Any:
+def bytes_of(data: Any) -> Any:
     """The data as something that can be stored: a flat view of bytes. TypeError, BufferError."""
     if isinstance(data, bytearray):
         return data

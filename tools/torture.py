@@ -562,12 +562,18 @@ class Player:
 
 
 DEEDS = [
-    *((getattr(Player, name), 3) for name in ("own_put", "own_write", "own_append", "own_overwrite", "own_replace", "own_copy")),
+    *(
+        (getattr(Player, name), 3)
+        for name in ("own_put", "own_write", "own_append", "own_overwrite", "own_replace", "own_copy")
+    ),
     *((getattr(Player, name), 2) for name in ("own_repair", "own_empty", "own_rename", "own_remove", "own_check")),
     (Player.peek, 8),
     *((getattr(Player, name), 4) for name in ("read", "read_bytes", "view", "write_somewhere", "put")),
     *((getattr(Player, name), 2) for name in ("rename", "replace", "remove", "copy", "copy_tree", "mkdir", "stat", "listing")),
-    *((getattr(Player, name), 1) for name in ("truncate", "forget", "rmtree", "walk", "glob", "look", "check", "trim", "attach")),
+    *(
+        (getattr(Player, name), 1)
+        for name in ("truncate", "forget", "rmtree", "walk", "glob", "look", "check", "trim", "attach")
+    ),
 ]
 
 

@@ -46,16 +46,12 @@ def _dead(seen: Inspection) -> list[str]:
     dead = [who for who in seen.participants or () if not who.alive]
     broken = [mutex for mutex in seen.mutexes or () if mutex.state == "dead"]
     if broken:
-        return [
-            f"{count(len(dead), 'process', 'processes')} died, with a critical section open. "
-            "The next call on the store repairs that; nothing needs to be done."
-        ]
+        inside = " and ".join(f"process {mutex.holder_pid} inside mutex {mutex.number}" for mutex in broken)
+        return [f"Died: {inside}. The next call on the store undoes what was half done; you need not do anything."]
     held = sum(who.locks_held + who.views for who in dead)
     if held:
-        return [
-            f"The dead still hold {count(held, 'lock or view', 'locks and views')}. "
-            f"The next who needs one of them frees it; dmemfs-shm check {seen.name} does it now."
-        ]
+        what = f"The dead still hold {count(held, 'lock or view', 'locks and views')}."
+        return [f"{what} Whoever needs one of them next frees it; you need not do anything."]
     return []
 
 
@@ -104,7 +100,5 @@ def _abandoned(seen: Inspection) -> list[str]:
     some = ", ".join((seen.abandoned_files or ())[:3])
     more = "" if seen.nodes.abandoned <= 3 else ", ..."
     it = "it" if seen.nodes.abandoned == 1 else "them"
-    return [
-        f"{count(seen.nodes.abandoned, 'file')} whose writer died before closing {it}: {some}{more}. "
-        f"Write {it} anew, remove {it}, or read with --allow-abandoned."
-    ]
+    what = f"{count(seen.nodes.abandoned, 'file')} whose writer died before closing {it}: {some}{more}."
+    return [f"{what} Write {it} anew, remove {it}, or read with --allow-abandoned."]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import click
 
+from ..errors import MFSViewError
+from ..filesystem import MemoryFileSystem
 from .common import allow_abandoned_option, attached, lock_timeout_option, store_argument
-
-if TYPE_CHECKING:
-    from ..filesystem import MemoryFileSystem
 
 _CHUNK_BYTES = 1 << 20
 
@@ -22,7 +21,7 @@ _CHUNK_BYTES = 1 << 20
 @allow_abandoned_option
 def command(name: str, paths: tuple[str, ...], lock_timeout: float, *, allow_abandoned: bool) -> None:
     """Write the files PATH... of the store NAME to standard output, as they are."""
-    out = click.get_binary_stream("stdout")
+    out = sys.stdout.buffer
     with attached(name, lock_timeout) as fs:
         for path in paths:
             copy_out(fs, path, out, allow_abandoned=allow_abandoned)
@@ -31,8 +30,6 @@ def command(name: str, paths: tuple[str, ...], lock_timeout: float, *, allow_aba
 
 def copy_out(fs: MemoryFileSystem, path: str, out: BinaryIO, *, allow_abandoned: bool) -> int:
     """Write a file's bytes to a stream; its lock is not kept meanwhile, unless it is in pieces. Returns how many."""
-    from ..errors import MFSViewError
-
     size = 0
     try:
         with fs.view(path, allow_abandoned=allow_abandoned) as view:

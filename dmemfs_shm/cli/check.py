@@ -15,10 +15,9 @@ from .text import count
 def command(ctx: click.Context, name: str) -> None:
     """Check every invariant of the store NAME; what is wrong is listed, and the exit code is 1.
 
-    Others wait meanwhile. First, what dead processes held is given back. `inspect` waits for nobody, and sees less.
+    Others wait meanwhile, and it waits for them. `inspect` waits for nobody, and sees less.
     """
     with attached(name) as fs:
-        fs.trim() if False else None
         findings = fs.check()
     for finding in findings:
         say(finding)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import pwd
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import click
 
+from ..filesystem import MemoryFileSystem
+from .report import Section, plain
 from .text import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..filesystem import MemoryFileSystem
 
 
 def remember_store(ctx: click.Context, _param: click.Parameter, value: str) -> str:
@@ -45,8 +42,6 @@ def _uid(who: str | None) -> int | None:
         return None
     if who.isdigit():
         return int(who)
-    import pwd
-
     try:
         return pwd.getpwnam(who).pw_uid
     except KeyError:
@@ -56,8 +51,6 @@ def _uid(who: str | None) -> int | None:
 @contextlib.contextmanager
 def attached(name: str, lock_timeout: float | None = 30.0) -> Iterator[MemoryFileSystem]:
     """The store, for the length of the block; what recovery does meanwhile is told on stderr."""
-    from ..filesystem import MemoryFileSystem
-
     log, teller = logging.getLogger("dmemfs_shm"), _Teller()
     log.addHandler(teller)
     try:
@@ -90,7 +83,11 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
+def display(sections: list[Section]) -> None:
+    """Print a report: for people on a terminal, for programs elsewhere."""
+    if on_terminal():
+        from .terminal import show
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+        show(sections)
+    else:
+        click.echo(plain(sections))

@@ -6,8 +6,10 @@ import sys
 
 import click
 
+from ..filesystem import MemoryFileSystem
+from ..store.inspection import inspect
 from .common import say, store_argument
-from .errors import IN_USE
+from .errors import IN_USE, Failure
 from .text import count
 
 
@@ -20,14 +22,11 @@ def command(ctx: click.Context, name: str, *, yes: bool) -> None:
 
     Asks when processes are attached. Their calls fail from then on; views that they have stay readable.
     """
-    from ..filesystem import MemoryFileSystem
-    from ..store.inspection import inspect
-
     seen = inspect(name)
     if seen.alive and not yes:
         users = count(seen.alive, "process uses", "processes use")
         if not sys.stdin.isatty():
-            raise _refused(f"{users} the store {name!r}. Give --yes to destroy it all the same.")
+            raise Failure(f"{users} the store {name!r}. Give --yes to destroy it all the same.", IN_USE)
         for who in (seen.participants or ())[:10]:
             if who.alive:
                 say(f"  {who.pid}  {who.command}")
@@ -36,9 +35,3 @@ def command(ctx: click.Context, name: str, *, yes: bool) -> None:
             ctx.exit(IN_USE)
     MemoryFileSystem.destroy(name)
     say(f"Destroyed the store {name}.")
-
-
-def _refused(text: str) -> click.ClickException:
-    failure = click.ClickException(text)
-    failure.exit_code = IN_USE
-    return failure

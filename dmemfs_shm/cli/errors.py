@@ -1,4 +1,4 @@
-"""What each error means on the command line: one line that says what to do, and an exit code.
+"""What each error means on the command line: one line that says what to do, and an exit code:
 
 0    done
 1    check or inspect found something wrong
@@ -18,6 +18,8 @@ from __future__ import annotations
 import errno
 import re
 from typing import Final
+
+import click
 
 from ..errors import (
     MFSAbandonedFileError,
@@ -100,6 +102,14 @@ _BY_COMMAND: Final = {
 }
 _NO_STORE = re.compile(r"No such store: '(.*)'\Z")
 _BYTES = re.compile(r"\b(\d{4,}) bytes\b|\b(\d{4,})(?= left\b)")
+
+
+class Failure(click.ClickException):
+    """An error of a command, with its exit code."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 def explain(error: BaseException, command: str, store: str) -> tuple[str, int]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import click
 
+from ..filesystem import MemoryFileSystem
 from .cat import copy_out
 from .common import allow_abandoned_option, attached, lock_timeout_option, store_argument
 from .progress import Progress
 from .sizes import format_size
 from .text import count
-
-if TYPE_CHECKING:
-    from ..filesystem import MemoryFileSystem
 
 _PART = ".dmemfs-part"
 

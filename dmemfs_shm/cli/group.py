@@ -9,11 +9,12 @@ import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
 
-from .errors import EXIT_CODES, INTERRUPTED, PIPE_CLOSED, USAGE, explain, one_line
+from .errors import EXIT_CODES, INTERRUPTED, PIPE_CLOSED, USAGE, Failure, explain, one_line
 
 COMMANDS: Final = {
     "init": "Create a store.",
@@ -32,29 +33,31 @@ COMMANDS: Final = {
 class Commands(click.Group):
     """A group that imports a command's module only to run it or to show its own help."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([*COMMANDS.items()])
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]  # click declares what it returns in two overloads
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, *, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         """Run, and exit with a code of `errors`; every error becomes one line."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, prog_name, standalone_mode=False, **extra)
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, standalone_mode=False, **extra)
             sys.stdout.flush()
             sys.exit(code if isinstance(code, int) else 0)
         except click.exceptions.NoArgsIsHelpError as error:
@@ -64,9 +67,12 @@ class Commands(click.Group):
             who = error.ctx.command_path if error.ctx else "dmemfs-shm"
             _complain(f"{error.format_message()} See: {who} --help")
             sys.exit(USAGE)
+        except Failure as error:
+            _complain(error.format_message())
+            sys.exit(error.code)
         except click.ClickException as error:
             _complain(error.format_message())
-            sys.exit(error.exit_code)
+            sys.exit(USAGE)
         except (click.Abort, KeyboardInterrupt):
             _complain("interrupted.")
             sys.exit(INTERRUPTED)
@@ -80,9 +86,7 @@ class Commands(click.Group):
             ctx.exit(PIPE_CLOSED)
         except (OSError, ValueError, MemoryError) as error:
             text, code = explain(error, ctx.invoked_subcommand or "", store=_store_of(ctx))
-            failure = click.ClickException(text)
-            failure.exit_code = code
-            raise failure from error
+            raise Failure(text, code) from error
 
 
 def _store_of(ctx: click.Context) -> str:

@@ -6,7 +6,11 @@ import warnings
 
 import click
 
+from ..filesystem import MemoryFileSystem, shortages
+from ..store import names
+from ..store.inspection import inspect
 from .common import note, say, store_argument
+from .errors import humanise
 from .sizes import Size, format_size
 
 
@@ -36,11 +40,7 @@ def command(name: str, quota: int, max_nodes: int | None, max_participants: int,
     A name has lower-case letters, digits, '.', '_' and '-'. Says what was reserved, and warns where the machine cannot
     keep the promise now. The store stands until it is destroyed, or the machine restarts.
     """
-    from ..filesystem import MemoryFileSystem, shortages
-    from ..store.inspection import inspect
-    from ..store.names import check_name
-
-    check_name_or_usage(name, check_name)
+    _check_name(name)
     try:
         before = inspect(name).identity
     except OSError:
@@ -70,15 +70,13 @@ def command(name: str, quota: int, max_nodes: int | None, max_participants: int,
         say(f"  quota          {format_size(quota)}, which takes memory as files come")
         say(f"  address space  {format_size(memory.index_virtual_bytes)} for the index: {limit}")
         say(f"  participants   at most {max_participants}")
-    from .errors import humanise
-
     for shortage in shortages(quota):
         note(f"warning: {humanise(shortage)}")
 
 
-def check_name_or_usage(name: str, check: object) -> None:
+def _check_name(name: str) -> None:
     """A name that no store can have is a usage error."""
     try:
-        check(name)  # type: ignore[operator]
+        names.check_name(name)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None

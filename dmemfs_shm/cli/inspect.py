@@ -8,11 +8,12 @@ import os
 import click
 
 from ..store import snapshot
+from ..store.inspection import inspect
 from ..store.snapshot import Inspection
 from .advice import advice
-from .common import console, on_terminal, store_argument, user_option
-from .errors import FOUND, humanise
-from .report import BAD, DIM, GOOD, PLAIN, WARN, Cell, Column, Facts, Lines, Section, Table, Words, bar, level, plain, show
+from .common import display, on_terminal, store_argument, user_option
+from .errors import FOUND
+from .report import BAD, DIM, GOOD, PLAIN, WARN, Cell, Column, Facts, Lines, Section, Table, Words, bar, level
 from .sizes import format_size
 from .text import age, ago, count, moment, user
 
@@ -32,27 +33,22 @@ def command(ctx: click.Context, name: str, user: int | None, *, as_json: bool) -
     Takes no part: it waits for nobody, changes nothing, and works when all others are dead or stopped, and on stores that
     are damaged, unfinished or of another version. Then the exit code is 1. Root sees other users' stores with --user.
     """
-    from ..store.inspection import inspect
-
     seen = inspect(name, user)
     if as_json:
         click.echo(json.dumps(seen.to_dict() | {"advice": advice(seen)}, indent=2, default=str))
-    elif on_terminal():
-        out = console()
-        show(out, report(seen, wide=out.width >= 90))
     else:
-        click.echo(plain(report(seen, wide=True)))
+        display(report(seen))
     if seen.problems or seen.condition not in (snapshot.READY, snapshot.DAMAGED):
         ctx.exit(FOUND)
 
 
-def report(seen: Inspection, *, wide: bool = True) -> list[Section]:
+def report(seen: Inspection) -> list[Section]:
     """What there is to say, the most urgent first."""
-    sections = [
+    return [
         _head(seen),
         *_problems(seen),
         *_advice(seen),
-        *_space(seen, wide=wide),
+        *_space(seen),
         *_participants(seen),
         *_locks(seen),
         *_mutexes(seen),
@@ -60,7 +56,6 @@ def report(seen: Inspection, *, wide: bool = True) -> list[Section]:
         *_arenas(seen),
         *_parameters(seen),
     ]
-    return [section for section in sections if section]
 
 
 def _head(seen: Inspection) -> Section:
@@ -116,13 +111,13 @@ def _advice(seen: Inspection) -> list[Section]:
     return [Lines("What to do", lines)] if lines else []
 
 
-def _space(seen: Inspection, *, wide: bool) -> list[Section]:
+def _space(seen: Inspection) -> list[Section]:
     rows: list[tuple[str, Words]] = []
     if seen.quota:
         quota = seen.quota
         share = quota.used_bytes / quota.quota_bytes if quota.quota_bytes else 0.0
         used = f"{format_size(quota.used_bytes)} of {format_size(quota.quota_bytes)}"
-        drawn = f"{bar(share, 24 if wide else 10)} " if on_terminal() else ""
+        drawn = f"{bar(share)} " if on_terminal() else ""
         rows.append(("quota used", Cell(f"{drawn}{used}, {share:.0%}", level(share))))
         rows.append(("quota free", format_size(quota.free_bytes)))
         if quota.orphaned_bytes:
@@ -307,6 +302,6 @@ def _parameters(seen: Inspection) -> list[Section]:
     rows: list[tuple[str, Words]] = []
     for key, value in seen.parameters.items():
         size = isinstance(value, int) and key in ("max_quota", "file_charge")
-        text = format_size(value) if size else "unlimited" if value is None else str(value)
-        rows.append((key, humanise(text)))
+        number = f"{value:,}" if isinstance(value, int) else str(value)
+        rows.append((key, format_size(value) if size else "unlimited" if value is None else number))
     return [Facts("Parameters", rows)]

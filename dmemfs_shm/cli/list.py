@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
 import click
 
-from .common import console, on_terminal, say, user_option
-from .report import BAD, DIM, WARN, Cell, Column, Table, Words, level, plain, show
+from ..store.inspection import survey
+from ..store.snapshot import SCHEMA_VERSION, Summary
+from .common import display, user_option
+from .report import BAD, DIM, WARN, Cell, Column, Table, Words, level
 from .sizes import format_size
 from .text import age, user
 
@@ -22,25 +25,16 @@ def command(user: int | None, *, as_json: bool) -> None:
     A private store (one made without a name) is called @ and its uuid. One that no process uses any more goes when its
     user makes the next one.
     """
-    from ..store.inspection import survey
-    from ..store.snapshot import SCHEMA_VERSION, Summary
-
     everybody = user is None and os.geteuid() == 0
     found: list[Summary] = survey(user if user is not None else None if everybody else os.geteuid())
     if as_json:
-        import json
-
-        say(json.dumps({"schema_version": SCHEMA_VERSION, "stores": [store.to_dict() for store in found]}, indent=2))
+        click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "stores": [store.to_dict() for store in found]}, indent=2))
         return
     several = len({store.uid for store in found}) > 1
-    table = _table(sorted(found, key=lambda store: (store.private, store.uid, store.name)), with_users=several)
-    if on_terminal():
-        show(console(), [table])
-    else:
-        say(plain([table]))
+    display([_table(sorted(found, key=lambda store: (store.private, store.uid, store.name)), with_users=several)])
 
 
-def _table(stores: list, *, with_users: bool) -> Table:  # type: ignore[type-arg]
+def _table(stores: list[Summary], *, with_users: bool) -> Table:
     columns = [
         Column("STORE", folds=True),
         *([Column("USER")] if with_users else []),
@@ -56,7 +50,7 @@ def _table(stores: list, *, with_users: bool) -> Table:  # type: ignore[type-arg
     return Table("", columns, [_row(store, with_users=with_users) for store in stores], empty="No stores.")
 
 
-def _row(store, *, with_users: bool) -> list[Words]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _row(store: Summary, *, with_users: bool) -> list[Words]:
     def size(value: int | None) -> str:
         return "?" if value is None else format_size(value)
 

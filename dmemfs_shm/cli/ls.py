@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
-from .common import attached, console, on_terminal, store_argument
-from .report import DIM, WARN, Cell, Column, Table, Words, plain, show
+from ..filesystem import MemoryFileSystem
+from .common import attached, display, on_terminal, store_argument
+from .report import DIM, WARN, Cell, Column, Table, Words
 from .sizes import format_size
 from .text import moment, printable, raw
-
-if TYPE_CHECKING:
-    from ..filesystem import MemoryFileSystem
 
 
 @click.command()
@@ -28,7 +25,7 @@ def command(name: str, path: str, *, with_details: bool, exact: bool) -> None:
         names = sorted(fs.listdir(path)) if is_dir else [path]
         folder = path if is_dir else ""
         if with_details:
-            _print_table(_table(fs, folder, names, exact=exact))
+            display([_table(fs, folder, names, exact=exact)])
             return
         for entry in names:
             text = entry + ("/" if is_dir and fs.is_dir(f"{folder}/{entry}") else "")
@@ -36,7 +33,7 @@ def command(name: str, path: str, *, with_details: bool, exact: bool) -> None:
                 click.echo(printable(text))
             else:
                 sys.stdout.flush()
-                click.get_binary_stream("stdout").write(raw(text) + b"\n")
+                sys.stdout.buffer.write(raw(text) + b"\n")
 
 
 def _table(fs: MemoryFileSystem, folder: str, names: list[str], *, exact: bool) -> Table:
@@ -61,12 +58,3 @@ def _table(fs: MemoryFileSystem, folder: str, names: list[str], *, exact: bool) 
         for row in rows:
             del row[2]
     return Table("", columns, rows)
-
-
-def _print_table(table: Table) -> None:
-    if not table.rows:
-        return
-    if on_terminal():
-        show(console(), [table])
-    else:
-        click.echo(plain([table]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from .text import printable
 
@@ -24,21 +24,11 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if sys.stderr.isatty() and (self._total >= BYTES_LEAST or self._files >= FILES_LEAST):
-            from rich import progress
+            from .terminal import progress_bar
 
-            from .common import console
-
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}", markup=False),
-                progress.BarColumn(bar_width=None),
-                progress.DownloadColumn(binary_units=True),
-                progress.TransferSpeedColumn(),
-                progress.TimeRemainingColumn(),
-                console=console(stderr=True),
-                transient=True,
-            )
+            self._bar = progress_bar()
             self._task = self._bar.add_task(self._what, total=self._total)
             self._bar.start()
         return self

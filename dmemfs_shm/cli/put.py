@@ -5,18 +5,17 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import click
 
+from ..filesystem import MemoryFileSystem
 from .common import attached, lock_timeout_option, note, store_argument
 from .progress import Progress
 from .sizes import format_size
 from .text import count
-
-if TYPE_CHECKING:
-    from ..filesystem import MemoryFileSystem
 
 _MAPPED_FROM_BYTES = 1 << 20
 
@@ -97,7 +96,7 @@ def _good_name(name: str, source: str) -> str:
 def _put(fs: MemoryFileSystem, item: Item) -> int:
     """One file, whole or not at all."""
     if item.local == "-":
-        return fs.write_bytes(item.path, click.get_binary_stream("stdin").read())
+        return fs.write_bytes(item.path, sys.stdin.buffer.read())
     assert item.local is not None
     with open(item.local, "rb") as file:
         return fs.write_bytes(item.path, _content(file))

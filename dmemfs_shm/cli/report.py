@@ -1,4 +1,4 @@
-"""Reports: titled sections of facts and tables, printed for people (`show`) or for programs and files (`plain`).
+"""Reports: titled sections of facts and tables, printed for a terminal (`terminal.show`) or for a pipe (`plain`).
 
 On a terminal a report has colour and rules and fits the width: columns that say `since` what width they are worth their
 place are left out on narrower ones, long texts are folded. In a pipe nothing is coloured, folded or left out.
@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from .text import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
 
 GOOD, WARN, BAD, DIM, PLAIN = "green", "yellow", "bold red", "dim", ""
 
@@ -79,9 +75,6 @@ class Lines:
 Section = Facts | Table | Lines
 
 
-# ---- in a pipe
-
-
 def plain(sections: list[Section]) -> str:
     """The report as text: aligned, with nothing left out."""
     return "\n\n".join("\n".join(_plain(section)) for section in sections)
@@ -111,64 +104,6 @@ def _plain_table(table: Table) -> Iterator[str]:
         yield (indent + "  ".join(f"{text:{'>' if c.right else '<'}{width}}" for text, width, c in columns)).rstrip()
     if table.more:
         yield indent + table.more
-
-
-# ---- on a terminal
-
-
-def show(console: Console, sections: list[Section]) -> None:
-    """Print the report on a terminal."""
-    for number, section in enumerate(sections):
-        if number:
-            console.print()
-        for part in _rich(section, console.width):
-            console.print(part)
-
-
-def _rich(section: Section, width: int) -> Iterator[RenderableType]:
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    if section.title:
-        yield Text(section.title, style="bold")
-    if isinstance(section, Table):
-        yield from _rich_table(section, width)
-        return
-    grid = Grid.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True, style=DIM if isinstance(section, Facts) else PLAIN)
-    grid.add_column(overflow="fold")
-    if isinstance(section, Facts):
-        for name, value in section.rows:
-            grid.add_row("  " + name, Text(cell(value).clean, style=cell(value).style))
-    else:
-        grid.padding = (0, 1, 0, 0)
-        for line in section.lines:
-            style = cell(line).style or WARN
-            grid.add_row(Text(f"  {section.mark}", style=style), Text(cell(line).clean, style=style))
-    yield grid
-
-
-def _rich_table(table: Table, width: int) -> Iterator[RenderableType]:
-    from rich import box
-    from rich.padding import Padding
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    if not table.rows:
-        yield Text("  " + table.empty, style=DIM)
-        return
-    shown = [i for i, column in enumerate(table.columns) if column.since <= width]
-    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style=DIM)
-    for column in (table.columns[i] for i in shown):
-        justify = "right" if column.right else "left"
-        grid.add_column(
-            column.title, justify=justify, no_wrap=not column.folds, overflow="fold" if column.folds else "ellipsis"
-        )
-    for row in table.rows:
-        grid.add_row(*(Text(cell(row[i]).clean, style=cell(row[i]).style) for i in shown))
-    yield Padding(grid, (0, 0, 0, 2))
-    if table.more:
-        yield Text("  " + table.more, style=DIM)
 
 
 def bar(share: float, width: int = 20) -> str:

@@ -54,7 +54,7 @@ def _in_unit(size_bytes: int, unit: int) -> str:
     return f"{value:.2f}" if value < Decimal("9.995") else f"{value:.1f}" if value < Decimal("99.95") else f"{value:.0f}"
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.2 on
     """A parameter that is a size."""
 
     name = "size"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import pwd
 
@@ -37,13 +37,13 @@ def _two(large: int, unit: str, small: int, part: str) -> str:
 def moment(seconds: float) -> str:
     """A time in the local time zone, to the second."""
     try:
-        return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return dt.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, OSError, ValueError):
         return "?"
 
 
 def count(number: int, one: str, many: str = "") -> str:
-    """ "1 file", "1,234 files"."""
+    """A number with its noun: 1 file, 1,234 files."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgpack
+import posix_ipc
 
 from ..errors import (
     MFSCorruptStoreError,
@@ -393,9 +394,9 @@ class Attachment:
         """
         _attached.pop(self._key, None)
         self.is_left = True
-        if self.slot >= 0 and not self.forked and self.state == STATE_READY:
-            if not self.views and not self.dropped and not self.unpinned:
-                self.w[self.layout.slot_at(self.slot) + S_PID] = 0
+        clean = not (self.views or self.dropped or self.unpinned)
+        if self.slot >= 0 and not self.forked and clean and self.state == STATE_READY:
+            self.w[self.layout.slot_at(self.slot) + S_PID] = 0
         self._close()
 
     def _close(self) -> None:
@@ -661,8 +662,11 @@ def _open(name: str, fd: int) -> Attachment:
 
 
 def release(store: Attachment, *, leave: bool = True) -> None:
-    """One user less. The last one leaves the store (if *leave*); but while views of it live, it is left at the end of the process,
-    for what they look at is pinned by our slot. A private store that nobody else has may go under its views."""
+    """One user less; the last one leaves the store (if *leave*).
+
+    But while views of it live, it is left at the end of the process, for what they look at is pinned by our slot. A
+    private store that nobody else has may go under its views.
+    """
     with _attaching:
         store.users -= 1
         if store.users <= 0 and leave and not store.is_left:
@@ -762,7 +766,7 @@ def _check_sizes(fd: int, name: str, words: Words, size_bytes: int) -> None:
     try:
         parameters = msgpack.unpackb(packed)
         agreed = parameters["max_quota"] == words[W_QUOTA] and (parameters["max_nodes"] or 0) == words[W_NODES_MAX]
-    except Exception:
+    except Exception:  # noqa: BLE001  (whatever damaged bytes make msgpack raise)
         agreed = False
     expect(W_QUOTA, "sizes that agree with the parameters", agreed)
     _check_memory(fd, where, layout)
@@ -823,8 +827,6 @@ def destroy_segments(name: str, uuid: uuids.UUID, w: Words) -> None:
 
 
 def _unlink_belongings(uuid: uuids.UUID) -> None:
-    import posix_ipc
-
     segments, semaphores = names.belongings(uuid)
     for name in segments:
         segment.unlink(name)

@@ -185,8 +185,10 @@ class _Checker:
         for node in range(ROOT, min(self.w[NODE_BREAK], self.w[NODE_BREAK])):
             if node not in holders and self.w[self.at(node) + N_GENERATION] & 1:
                 lock = self.w[self.at(node)]
-                self.expect(lock & (LOCK_READERS | LOCK_WRITER) == 0 and lock >> LOCK_HEAD_SHIFT == 0,
-                            f"node {node} has lock word {lock:#x} and nobody holds it")
+                self.expect(
+                    lock & (LOCK_READERS | LOCK_WRITER) == 0 and lock >> LOCK_HEAD_SHIFT == 0,
+                    f"node {node} has lock word {lock:#x} and nobody holds it",
+                )
 
     def _lock_word(self, node: int, records: list[tuple[int, int]]) -> None:
         lock = self.w[self.at(node)]
@@ -196,8 +198,9 @@ class _Checker:
         self.expect(writers <= 1 and not (writers and readers), f"node {node} is held by {writers} writers, {readers} readers")
         self.expect(lock & LOCK_READERS == readers, f"node {node} has {lock & LOCK_READERS} readers recorded, {readers} found")
         self.expect(bool(lock & LOCK_WRITER) == bool(writers), f"node {node}: writer recorded and found differ")
-        queued = {self.store.rw._number(record) for record, word in records if word & REC_STATE == QUEUED}
-        chain, number = [], lock >> LOCK_HEAD_SHIFT & LOCK_RECORD_MASK
+        queued = {self.store.rw.number(record) for record, word in records if word & REC_STATE == QUEUED}
+        chain: list[int] = []
+        number = lock >> LOCK_HEAD_SHIFT & LOCK_RECORD_MASK
         while number and len(chain) <= len(queued) and number not in chain:
             chain.append(number)
             number = self.w[self.store.layout.record_at(number)] >> REC_NEXT_SHIFT & REC_NEXT_MASK
@@ -336,7 +339,9 @@ class _Checker:
                     counts[self.w[pin]] += 1
         for node, file in self.pin_nodes.items():
             at = self.at(node)
-            self.expect(self.w[at + PN_COUNT] == counts[node], f"content {node}: {self.w[at + PN_COUNT]} pins, {counts[node]} found")
+            self.expect(
+                self.w[at + PN_COUNT] == counts[node], f"content {node}: {self.w[at + PN_COUNT]} pins, {counts[node]} found"
+            )
             self.expect(self.w[at + PN_FILE] == file, f"content {node} names file {self.w[at + PN_FILE]}, not {file}")
         for node in counts:
             self.expect(node in self.pin_nodes, f"a pin record names node {node}, which is no pin")
@@ -385,13 +390,17 @@ class _Checker:
         free: dict[int, int] = {}
         for size_class in range(RUN_CLASSES):
             page, before = self.w[RUN_HEADS + size_class], 0
-            self.expect(bool(page) == bool(self.w[RUN_MAP] >> size_class & 1), f"the bitmap of free runs is wrong in {size_class}")
+            self.expect(
+                bool(page) == bool(self.w[RUN_MAP] >> size_class & 1), f"the bitmap of free runs is wrong in {size_class}"
+            )
             while page and page - 1 not in free:
                 word = self._descriptor(page - 1)
                 links = self.w[self.store.layout.descriptors_at + (page - 1) * DESCRIPTOR_WORDS + 1]
                 length = word >> PD_SHIFT
-                self.expect(word & 0xFF == PD_FREE and length.bit_length() - 1 == size_class,
-                            f"free run at page {page - 1} in list {size_class} is marked {word:#x}")
+                self.expect(
+                    word & 0xFF == PD_FREE and length.bit_length() - 1 == size_class,
+                    f"free run at page {page - 1} in list {size_class} is marked {word:#x}",
+                )
                 self.expect(links >> 32 == before, f"free run at page {page - 1}: the list is broken")
                 free[page - 1] = length
                 before, page = page, links & LOW32

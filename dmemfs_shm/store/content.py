@@ -128,7 +128,9 @@ class Content:
         first = words[at + N_RUN]
         if not first:
             return []
-        chain, older, node = [], [], words[at + N_RUNS] & LOW32
+        chain: list[list[int]] = []
+        older: list[int] = []
+        node = words[at + N_RUNS] & LOW32
         while node:
             more = self.tree.check_node(node, at + N_RUNS)
             count = words[more + X_COUNT]
@@ -424,7 +426,8 @@ class Content:
 
     def ring(self, head: int) -> list[int]:
         """The nodes of a ring. REQUIRES m[0]."""
-        found, node = [], self.w[head]
+        found: list[int] = []
+        node = self.w[head]
         while node:
             at = self.tree.check_node(node, head)
             if len(found) > self.w[NODE_BACKED]:

@@ -317,7 +317,7 @@ class _Inspector:
         found = set()
         for k in range(MUTEXES) if section in ("locks", "participants") else (0,):
             with contextlib.suppress(MFSCorruptStoreError):
-                if 0 < self.w[journal_at(k)] and self._bad_entry(k) is None:
+                if self.w[journal_at(k)] and self._bad_entry(k) is None:
                     found.add(k)
         return found
 

@@ -28,6 +28,7 @@ What may be touched under which lock is said beside the words. "Plain" words are
 
 from __future__ import annotations
 
+import itertools
 import sys
 import zlib
 from typing import Final
@@ -337,7 +338,7 @@ def _check() -> None:
         (ARENA_TABLE, ARENAS_MAX * ARENA_WORDS),
         (SLOTS_AT, SLOT_WORDS),
     ]
-    for (start, size), (following, _) in zip(regions, regions[1:], strict=False):
+    for (start, size), (following, _) in itertools.pairwise(regions):
         assert start + size <= following, (start, size, following)
     assert W_IDENTITY_END <= PAGE_WORDS and STORE_END <= STORE + PAGE_WORDS
     assert MUTEXES * GENERATION_STRIDE <= PAGE_WORDS and MUTEXES * JOURNAL_WORDS <= 33 * PAGE_WORDS
@@ -351,7 +352,5 @@ _check()
 
 #: Changes whenever a number above changes: two builds that lay words out differently refuse each other's stores.
 FINGERPRINT: Final = zlib.crc32(
-    repr(
-        sorted((k, v) for k, v in globals().items() if k.isupper() and isinstance(v, int) and k != "FINGERPRINT")
-    ).encode()
+    repr(sorted((k, v) for k, v in globals().items() if k.isupper() and isinstance(v, int) and k != "FINGERPRINT")).encode()
 ) | (sys.maxsize.bit_length() << 32)

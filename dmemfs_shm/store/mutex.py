@@ -212,7 +212,7 @@ class Mutex:
             try:
                 self._abandon(thread)
                 break
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  (it is raised below)
                 interruption = error
         if interruption is not None:
             raise interruption

@@ -182,6 +182,11 @@ class Namespace:
         """Whether a remembered path still leads to the same node."""
         return self.w[self.at(found[0]) + N_GENERATION] == found[1] and self.w[NAMESPACE] == found[2]
 
+    def kind_of(self, found: Found) -> int:
+        """KIND_FILE or KIND_DIR; 0 if the path may lead elsewhere by now, and the node be anything."""
+        kind = self.tree.kind(found[0])  # before the generation, which a node that is used anew has changed first
+        return kind if self.is_current(found) else 0
+
     def parent_of(self, path: Path) -> int:
         """The directory that a new entry at the path would be in. REQUIRES m[0]. FileNotFoundError."""
         parts = path.parts[:-1]
@@ -585,12 +590,15 @@ class Namespace:
 
     def entries(self, path: Path, timeout: float | None) -> list[Entry]:
         """The entries of a directory: all that were there throughout, each once. FileNotFoundError, NotADirectoryError."""
-        node, generation, _ = self.find(path, timeout)
-        if not node:
-            raise FileNotFoundError(f"No such directory: '{path.text}'")
-        if self.tree.kind(node) != KIND_DIR:
-            raise NotADirectoryError(f"Not a directory: '{path.text}'")
-        return self.entries_of(node, generation, timeout)
+        while True:
+            found = self.find(path, timeout)
+            if not found[0]:
+                raise FileNotFoundError(f"No such directory: '{path.text}'")
+            if self.kind_of(found) == KIND_FILE:
+                raise NotADirectoryError(f"Not a directory: '{path.text}'")
+            listed = self.entries_of(found[0], found[1], timeout)
+            if listed or self.is_directory(found[0], found[1]):  # else it was renamed or removed before it was listed
+                return listed
 
     def entries_of(self, node: int, generation: int, timeout: float | None) -> list[Entry]:
         """As `entries`, of a node; none if it is not that directory any more."""
@@ -599,7 +607,7 @@ class Namespace:
 
     def is_directory(self, node: int, generation: int) -> bool:
         """Whether a node is still that directory."""
-        return self.w[self.at(node) + N_GENERATION] == generation and self.tree.kind(node) == KIND_DIR
+        return self.tree.kind(node) == KIND_DIR and self.w[self.at(node) + N_GENERATION] == generation
 
     def _entry(self, node: int) -> Entry:
         at = self.at(node)

@@ -144,11 +144,6 @@ class FileLocks:
             self._leased += 1
             return record
 
-    def number_of(self, record: int) -> int:
-        slot = self.store.slot
-        index = (record - self.layout.slot_at(slot) - RECORDS_AT) // RECORD_WORDS
-        return slot * RECORDS + index
-
     def announce(self, record: int) -> None:
         """Say in a record of ours whose request it is, before it is made; advisory, for `holds` and for our own thread."""
         self.w[record + R_THREAD] = self.threads.thread.word
@@ -156,9 +151,7 @@ class FileLocks:
 
     # ---- the two calls of the hot path
 
-    def lock(
-        self, node: int, generation: int, namespace: int, record: int, kind: int, timeout: float | None
-    ) -> bool:
+    def lock(self, node: int, generation: int, namespace: int, record: int, kind: int, timeout: float | None) -> bool:
         """Take the lock of a node, shared (kind 0) or exclusive (REC_WRITER, perhaps with REC_DIRTY).
 
         False: the node has another generation, or the namespace changed, since they were looked up; look up again.
@@ -290,7 +283,7 @@ class FileLocks:
 
     def _unlink(self, plan: Plan, record: int, at: int) -> int:
         """The lock word after the record has left the queue."""
-        lock, gone = plan[at], self._number(record)
+        lock, gone = plan[at], self.number(record)
         following = plan[record] >> REC_NEXT_SHIFT & REC_NEXT_MASK
         head, tail = lock >> LOCK_HEAD_SHIFT & LOCK_RECORD_MASK, lock >> LOCK_TAIL_SHIFT
         if head == gone:
@@ -320,7 +313,8 @@ class FileLocks:
             raise MFSCorruptStoreError("index", record * WORD, f"a record queued for node {node}", word)
         return word
 
-    def _number(self, record: int) -> int:
+    def number(self, record: int) -> int:
+        """The number of the record at a word, as queues and `Layout.record_at` have it."""
         slot, rest = divmod(record - self.layout.slot_at(0), self.layout.slot_at(1) - self.layout.slot_at(0))
         return slot * RECORDS + (rest - RECORDS_AT) // RECORD_WORDS
 
@@ -357,7 +351,7 @@ class FileLocks:
     def post(self, record: int) -> None:
         """Wake the thread that waits with this record, after the grant was committed. A lost post costs a slice."""
         park = self.w[record] >> REC_PARK_SHIFT & REC_PARK_MASK
-        slot = self._number(record) // RECORDS
+        slot = self.number(record) // RECORDS
         if park:
             with contextlib.suppress(posix_ipc.Error, OSError):
                 self._park(slot, park, create=False).release()
@@ -585,10 +579,8 @@ class _Request:
         self._try(granted)
         if self.w[self.record] & REC_STATE == HELD:
             return
-        plan, lock, number = Plan(self.w), self.w[self.at], self.locks.number_of(self.record)
-        plan[self.record] = (
-            QUEUED | self.kind | park << REC_PARK_SHIFT | self.node << REC_NODE_SHIFT
-        )
+        plan, lock, number = Plan(self.w), self.w[self.at], self.locks.number(self.record)
+        plan[self.record] = QUEUED | self.kind | park << REC_PARK_SHIFT | self.node << REC_NODE_SHIFT
         head, tail = lock >> LOCK_HEAD_SHIFT & LOCK_RECORD_MASK, lock >> LOCK_TAIL_SHIFT
         if tail:
             last = self.locks.layout.record_at(tail)

@@ -127,10 +127,9 @@ class Tree:
         directory = self.nodes_at + parent * NODE_WORDS + D_CHILD
         first = now_is(directory)
         now = time.time_ns()
+        identity = key | len(name) << NAME_BYTES_SHIFT | kind << KIND_SHIFT
         w[at] = 0
-        w[at + N_SIZE : at + N_TEXT] = array(
-            "Q", (size, content, now, now, 0, 0, 0, parent, key | len(name) << NAME_BYTES_SHIFT | kind << KIND_SHIFT, first, 0, 0)
-        )
+        w[at + N_SIZE : at + N_TEXT] = array("Q", (size, content, now, now, 0, 0, 0, parent, identity, first, 0, 0))
         rest = 0
         if len(name) <= TEXT_BYTES:
             start = (at + N_TEXT) * WORD
@@ -249,7 +248,8 @@ class Tree:
 
     def children(self, node: int) -> list[int]:
         """The entries of a directory. REQUIRES m[0], or that the caller checks that no name changed meanwhile."""
-        w, found = self.w, []
+        w = self.w
+        found: list[int] = []
         before = self.nodes_at + node * NODE_WORDS + D_CHILD
         child = w[before]
         backed = w[NODE_BACKED]
@@ -428,7 +428,9 @@ class Tree:
             return
         level = buckets.bit_length() - 1
         old, new = self.buckets_at + buckets - (1 << level), self.buckets_at + buckets
-        stay, go, node = [], [], plan[old]
+        stay: list[int] = []
+        go: list[int] = []
+        node = plan[old]
         while node:
             at = self.check_node(node, old)
             (go if plan[at + N_NAME] >> level & 1 else stay).append(node)

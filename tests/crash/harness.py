@@ -214,6 +214,25 @@ def system_calls(event: Callable[[str], None], waits: Callable[[], None] = lambd
             setattr(module, name, value)
 
 
+@contextlib.contextmanager
+def watched(store: Attachment, event: Callable[[str], None]) -> Iterator[None]:
+    """`system_calls` with the mutexes of an attached store that goes on after the block."""
+    with system_calls(event) as wrapper:
+        wrap_semaphores(store, wrapper)
+        try:
+            yield
+        finally:
+            wrap_semaphores(store, lambda semaphore: getattr(semaphore, "it", semaphore))
+
+
+def wrap_semaphores(store: Attachment, wrapper: Callable[[Any], Any]) -> None:
+    """Replace the semaphores that the mutexes of a store have open."""
+    for each in store.mutexes:
+        if each._semaphore is not None:
+            each._semaphore = wrapper(each._semaphore)
+            each._try_token, each._give_token = each._semaphore.acquire, each._semaphore.release
+
+
 # ---- dying
 
 
@@ -241,9 +260,7 @@ class Fault:
         attachment.memoryview = self._memoryview  # type: ignore[attr-defined]  # found before the built-in one
         if store is not None:
             instrument(store, lambda words: WordBuffer(words, self.point))
-            for each in store.mutexes:
-                if each._semaphore is not None:
-                    each._semaphore = wrapper(each._semaphore)
+            wrap_semaphores(store, wrapper)
             for key, semaphore in store.rw._semaphores.items():
                 store.rw._semaphores[key] = wrapper(semaphore)
         self.armed = True

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import faulthandler
 import logging
 import mmap
 import os
@@ -37,7 +38,7 @@ from ..crash.harness import WordBuffer, instrument
 from ..lockstore import NODES, inside, lock, lock_findings, lock_store, settle, unlock
 
 #: A worker that waits so long is taken to hang. Bounds a hang, measures nothing.
-HANG_S = 30.0
+HANG_S = float(os.environ.get("HANG_S", "30"))
 LIVES_MAX = 1 << 16
 BUCKETS = 40  # waits by log2 of their microseconds
 PAIR = 20  # the node whose two words always change together
@@ -246,6 +247,7 @@ class _Suicidal(WordBuffer):
 
 def _work(board: Board, name: str, life: int, worker: int, threads: int, seed: int, mean_stores: int) -> list[str]:
     """What a worker does; the failures of its threads."""
+    faulthandler.register(signal.SIGUSR1)  # for those who look at a run that hangs
     rng = random.Random(f"{seed}:{life}")
     store = attachment.attach(name)
     if mean_stores:
@@ -411,7 +413,9 @@ class Torture:
                 os.kill(worker.pid, signal.SIGCONT)
             while not self.collect(index, os.WNOHANG):
                 if time.monotonic() > end:
-                    self.findings.append(f"worker of life {worker.life} does not end")
+                    self.findings.append(f"worker of life {worker.life} does not end; {self.store.rw.holds()}")
+                    os.kill(worker.pid, signal.SIGUSR1)
+                    select.select([], [], [], 0.2)
                     self.kill(index)
                     self.collect(index)
                     break

@@ -34,7 +34,7 @@ from dmemfs_shm.store.layout import (
     generation_at,
 )
 
-from ..crash.harness import short_slices, system_calls
+from ..crash.harness import short_slices, watched
 from ..lockstore import (
     BOTH,
     give_back,
@@ -223,8 +223,7 @@ def stop_with_the_token(link: Link, name: str) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     stopped: list[bool] = []
-    with system_calls(event) as wrapper:
-        store.mutexes[K]._semaphore = wrapper(store.mutexes[K]._semaphore)
+    with watched(store, event):
         inside(store, K, lambda: link.send("inside"))
     attachment.release(store)
 
@@ -273,12 +272,10 @@ def test_revoked_under_a_claim(generations: Attachment) -> None:
         if what == "sem_wait" and store.w[at] == 0:
             store.w[at] = 1  # revoked between the token and the claim, by one who dies then
 
-    with system_calls(event) as wrapper:
-        inside(store, K, lambda: None)
-        store.mutexes[K]._semaphore = wrapper(store.mutexes[K]._semaphore)
-        during: list[int] = []
+    inside(store, K, lambda: None)
+    during: list[int] = []
+    with watched(store, event):
         inside(store, K, lambda: during.append(store.w[at]))
-        store.mutexes[K]._semaphore = store.mutexes[K]._semaphore.it
     assert during == [0]
     assert sound(store) == []
 
@@ -484,11 +481,9 @@ def test_interrupted_giving_back_the_lock_of_recovery(generations: Attachment, m
             store.w[generation_at(K)] = 1  # so that a6 takes the lock of recovery
 
     inside(store, K, lambda: None)
-    with system_calls(event) as wrapper:
-        store.mutexes[K]._semaphore = wrapper(store.mutexes[K]._semaphore)
+    with watched(store, event):
         with pytest.raises(KeyboardInterrupt):
             inside(store, K, lambda: None)
-        store.mutexes[K]._semaphore = store.mutexes[K]._semaphore.it
     assert hits
     assert sound(store) == []
 
