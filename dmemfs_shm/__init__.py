@@ -10,7 +10,7 @@ from .filesystem import LockInfo, MemoryFileSystem, MFSInfo, MFSStatResult, MFSS
 from .handle import MemoryFileHandle
 
 __version__ = "0.1.0"
-__all__ = [
+__all__ = [  # noqa: PLE0604  (strings all)
     "LockInfo",
     "MFSInfo",
     "MFSStatResult",
@@ -18,5 +18,5 @@ __all__ = [
     "MemoryFileHandle",
     "MemoryFileSystem",
     "ParticipantInfo",
-    *_errors,  # noqa: PLE0604  (strings all)
+    *_errors,
 ]

@@ -346,7 +346,7 @@ class MemoryFileSystem:
         timeout = self._timeout if lock_timeout is None else _check_timeout(lock_timeout)
         found = store.names.files.get(path)  # type: ignore[arg-type]
         rw = store.rw
-        record = rw.free.pop() if rw.free else rw.lease()
+        record = rw.lease()
         try:
             created = False
             if found is None or mode == "xb" or not rw.lock(*found, record, kind, timeout):

@@ -46,7 +46,7 @@ class View:
     def _look(self) -> memoryview:
         if self._released:
             raise ValueError("operation forbidden on released view")
-        size = ctypes.sizeof(self)
+        size = ctypes.sizeof(self)  # type: ignore[arg-type]
         return memoryview(self).cast("B").toreadonly() if size else memoryview(b"")
 
     def __enter__(self) -> memoryview:
@@ -122,7 +122,7 @@ def make_view(store: Attachment, segment: Segment | None, offset: int, size: int
         return kind()  # type: ignore[no-any-return]
     view = kind.from_buffer(segment.mm, offset)
     view._pin = pin
-    store.views += 1
+    store.views.add(pin)
     view._store = store
     return view  # type: ignore[no-any-return]
 

@@ -219,7 +219,7 @@ class Attachment:
         self.names = Namespace(self)
         self.intending = threading.Lock()  # orders this process's operations that use the slot's intent word
         self.unpinned: deque[int] = deque()  # pin records whose views are gone
-        self.views = 0  # pins of living views
+        self.views: set[int] = set()  # pin records of living views
         self.wants_buckets = False
         self._life = -1
         self._reaped: set[tuple[int, int]] = set()
@@ -310,7 +310,7 @@ class Attachment:
 
     def view_is_gone(self, pin: int) -> None:
         """A finaliser's note: the last buffer derived from a view is gone."""
-        self.views -= 1
+        self.views.discard(pin)
         if not self.forked and not self.is_left and self.pid == os.getpid():
             self.unpinned.append(pin)
 
@@ -452,7 +452,9 @@ class Attachment:
     def hold_life(self) -> None:
         """Count ourselves among those who use a private store: a shared lock that forked children inherit."""
         locks = ByteLocks(self.locks.name)
-        locks.try_lock(LB_LIFE, shared=True)
+        if not locks.try_lock(LB_LIFE, shared=True):
+            locks.close()
+            raise MFSStoreGoneError(f"The store {self.name!r} is being destroyed.")
         self._life = locks.fd
         locks.fd = -1
         os.set_inheritable(self._life, False)

@@ -84,6 +84,15 @@ PATIENCE_S_MAX = 0.8
 _STORE = os.path.dirname(__file__) + os.sep
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _fence = threading.Lock()
+
+
+def _new_fence() -> None:
+    """In a forked child: the fence may have been closed by a thread that the child does not have."""
+    global _fence
+    _fence = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_fence)
 _serials = itertools.count(1)
 
 

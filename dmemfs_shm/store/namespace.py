@@ -168,7 +168,7 @@ class Namespace:
         sequence = self.at(node) + N_SEQ
         if self.w[sequence] & 1:
             section.enter(node)
-            if self.w[sequence] & 1 and not self.w[self.at(node)] & LOCK_WRITER:
+            if self.w[sequence] & 1:
                 self.w[sequence] = self.w[sequence] + 1
             section.leave_nodes()
 

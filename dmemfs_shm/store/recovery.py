@@ -228,7 +228,8 @@ def membarrier() -> None:
     machine = platform.machine()
     if machine == "x86_64":
         # Every claim is followed by its own fence (a4), and this one is the recoverer's half of Dekker's rule.
-        with _barrier:
+        fence = threading.Lock()
+        with fence:
             pass
         return
     import ctypes
@@ -237,6 +238,3 @@ def membarrier() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if number is None or libc.syscall(number, _MEMBARRIER_GLOBAL, 0) != 0:
         raise OSError(ctypes.get_errno(), f"membarrier is missing on {machine}: create the store with backend='ofd'")
-
-
-_barrier = threading.Lock()

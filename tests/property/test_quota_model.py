@@ -39,15 +39,14 @@ def charge(size: int) -> int:
     return -(-size // unit) * unit + PER_FILE
 
 
-@dataclass(eq=False, repr=False)
 class Content:
     """The bytes of one file, or of one that was: charged while a file, a reader or a view has them."""
 
-    data: bytearray = field(default_factory=bytearray)
-    held: int = 0
-    views: int = 0
-    readers: int = 0
-    linked: bool = True
+    def __init__(self, data: bytes, held: int) -> None:
+        self.data = bytearray(data)
+        self.held = held
+        self.views = self.readers = 0
+        self.linked = True
 
     def __repr__(self) -> str:
         return f"<{len(self.data)} bytes, {self.held} charged, {self.views} views, {self.readers} readers, {self.linked=}>"
@@ -99,7 +98,7 @@ class QuotaMachine(RuleBasedStateMachine):
 
     def new_content(self, data: bytes = b"") -> Content:
         """Content that a file has from now on."""
-        content = Content(bytearray(data), charge(len(data)))
+        content = Content(data, charge(len(data)))
         self.contents.append(content)
         return content
 
@@ -151,12 +150,13 @@ class QuotaMachine(RuleBasedStateMachine):
 
     @rule(path=st.sampled_from(PATHS))
     def reopen(self, path: str) -> None:
-        """wb of an old file: its blocks are kept for the coming bytes."""
+        """wb of an old file: its blocks are kept for the coming bytes, or left to those who look at them."""
         if path not in self.files or self.is_open(path) or len(self.opened) >= 4:
             return
         content = self.files[path]
-        self.opened.append(Opened(self.fs.open(path, "wb"), path, "wb", content))
-        content.data.clear()
+        self.opened.append(entry := Opened(self.fs.open(path, "wb"), path, "wb", content))
+        self.unshare(entry)
+        entry.content.data.clear()
 
     def unshare(self, entry: Opened) -> None:
         """A writer leaves content that views look at to them, and goes on with a copy of its own."""
@@ -242,8 +242,6 @@ class QuotaMachine(RuleBasedStateMachine):
         if entry.mode == "rb":
             assert entry.handle.read() == entry.content.data
             entry.content.readers -= 1
-        elif entry.content.views and not entry.content.data:
-            self.unshare(entry)  # emptied by wb: what was there is now the views' alone
         else:
             entry.content.held = charge(len(entry.content.data))
         entry.handle.close()

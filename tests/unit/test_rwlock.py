@@ -545,7 +545,7 @@ def test_damaged_queue(store: Attachment) -> None:
     from dmemfs_shm.store.layout import LOCK_HEAD_SHIFT, LOCK_TAIL_SHIFT
 
     at = store.layout.node_at(NODE) + N_LOCK
-    number: Any = store.rw.number_of(store.rw.records(store.slot)[5])
+    number: Any = store.rw.number(store.rw.records(store.slot)[5])
     store.w[at] = number << LOCK_HEAD_SHIFT | number << LOCK_TAIL_SHIFT
     with pytest.raises(MFSCorruptStoreError):
         lock(store, NODE, READ, 0.0)
