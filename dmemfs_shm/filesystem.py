@@ -38,7 +38,7 @@ from .errors import (
 from .guard import MemoryGuard, available_bytes
 from .handle import MemoryFileHandle, bytes_of
 from .paths import AnyPath, canonical, decode, parse
-from .store import attachment, check, names
+from .store import attachment, names
 from .store.attachment import Attachment, Parameters
 from .store.layout import (
     BACKENDS,
@@ -696,7 +696,9 @@ class MemoryFileSystem:
         """Every invariant of the store, the others stopped meanwhile: what is wrong, a text each; empty when sound."""
         store = self._attached()
         store.work_off()
-        return check.check(store, self._timeout)
+        from .store.check import check
+
+        return check(store, self._timeout)
 
     def trim(self) -> int:
         """Give memory in which nothing is stored back to the system, by whole arenas; returns bytes."""

@@ -29,7 +29,7 @@ settings.register_profile(
     deadline=None,
     phases=(Phase.explicit, Phase.generate),
     database=None,
-    max_examples=400,
+    max_examples=300,
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

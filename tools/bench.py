@@ -1,7 +1,7 @@
 """Small operations side by side, in one run: dmemfs_shm, files in /dev/shm, D-MemFS in one process, and LMDB.
 
 A workload goes in rounds. In each round every backend does the same batch, one after the other, so that what the machine
-does meanwhile happens to all of them; the first round is a warm-up and not counted. A ratio is that of two batches of the
+does meanwhile happens to all of them; the batches are short, a millisecond or so, to be rarely interrupted; the first round is a warm-up and not counted. A ratio is that of two batches of the
 same round: the backend's time over the time of the mark, which is the builtin open() on tmpfs as everybody writes it. Given
 are medians and, as their spread, the percentiles 5 and 95. The collector of garbage is off. "CPU" is this process's own
 time: where it is far below the wall time, something else had the processor.
@@ -71,7 +71,7 @@ class Workload(NamedTuple):
 
     operation: str
     what: str
-    files: int = 200
+    files: int = 50
     repeat: int = 1
     on_folder: bool = False
     before: str = ""
@@ -84,10 +84,10 @@ WORKLOADS = [
     Workload("read", "open, read 4 KiB, close"),
     Workload("write_bytes", "write_bytes; elsewhere open, write, close"),
     Workload("read_bytes", "read_bytes; elsewhere open, read, close"),
-    Workload("stat", "stat", repeat=5),
-    Workload("exists", "exists", repeat=5),
+    Workload("stat", "stat", repeat=10),
+    Workload("exists", "exists", repeat=10),
     Workload("remove", "remove a file of 4 KiB", before="create"),
-    Workload("listdir", "listdir of 1,000", files=1000, repeat=5, on_folder=True),
+    Workload("listdir", "listdir of 1,000", files=1000, on_folder=True),
 ]
 VIEW = "view"
 FIGURES = ("store", "import")
@@ -345,7 +345,7 @@ def small(workload: Workload, among: list[Backend], plan: Plan) -> dict[str, Any
 def view(folder: str, plan: Plan) -> dict[str, Any]:
     """A slice of a large file, looked at where it is: a byte of each of its pages. In the store, the mapping stands."""
     room = os.statvfs(SHM)
-    size = min(plan.large, room.f_bavail * room.f_frsize // 4) // MIB * MIB
+    size = max(1, min(plan.large, room.f_bavail * room.f_frsize // 4) // MIB) * MIB
     offsets = [number * LOOKED_AT % size for number in range(16)]
     chunk = PAGE * (MIB // len(PAGE))
     path = f"{folder}/large"
@@ -355,9 +355,12 @@ def view(folder: str, plan: Plan) -> dict[str, Any]:
             return bytes(pages)
 
     def map_and_look(offset: int) -> bytes:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-            with memoryview(mapping) as whole:
-                return look(whole, offset)
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
+            memoryview(mapping) as whole,
+        ):
+            return look(whole, offset)
 
     def view_and_look(offset: int) -> bytes:
         with fs.view("/large") as whole:
@@ -365,11 +368,11 @@ def view(folder: str, plan: Plan) -> dict[str, Any]:
 
     with ExitStack() as stack:
         fs = stack.enter_context(closing(MemoryFileSystem(max_quota=size + MIB)))
-        with open(path, "wb") as plain, fs.open("/large", "wb", preallocate=size) as ours:
+        with open(path, "w+b") as plain, fs.open("/large", "wb", preallocate=size) as ours:
             for _ in range(size // MIB):
                 plain.write(chunk)
                 ours.write(chunk)
-        with open(path, "rb") as plain:
+            plain.flush()
             kept = stack.enter_context(mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ))
         whole = stack.enter_context(memoryview(kept))
         ways: dict[str, Operation] = {
@@ -393,14 +396,21 @@ def figure(name: str, what: str, walls: Sequence[float], cpus: Sequence[float]) 
 
 def stores(plan: Plan) -> list[dict[str, Any]]:
     """A private store, created and closed."""
+
+    def create(made: list[MemoryFileSystem]) -> None:
+        made.append(MemoryFileSystem(max_quota=64 * MIB))
+
+    def close(fs: MemoryFileSystem) -> None:
+        fs.close()
+
     creations, closings = [], []
     with without_gc():
         for _ in range(plan.stores + 1):
             made: list[MemoryFileSystem] = []
             try:
-                creations.append(timed(lambda _, made=made: made.append(MemoryFileSystem(max_quota=64 * MIB)), [None]))
+                creations.append(timed(create, [made]))
             finally:
-                closings.append(timed(MemoryFileSystem.close, made))
+                closings.append(timed(close, made))
     return [
         figure(name, what, [one.wall / 1e6 for one in samples[1:]], [one.cpu / 1e6 for one in samples[1:]])
         for name, what, samples in (
@@ -450,14 +460,24 @@ def machine() -> dict[str, Any]:
 
 def above_1(workloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {"backend": result["backend"], "workload": workload["workload"], "ratio": result["ratio"]["median"]}
+        {
+            "backend": result["backend"],
+            "workload": workload["workload"],
+            **{key: result[key]["median"] for key in ("ratio", "cpu_ratio")},
+        }
         for workload in workloads
         for result in workload["results"]
         if result["ratio"]["median"] > 1
     ]
 
 
-def measure(names: Sequence[str], plan: Plan, say: Callable[[str], object]) -> dict[str, Any]:
+def say(what: str) -> None:
+    """One line for who waits at a terminal; not a live display, whose thread would be measured too."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+
+
+def measure(names: Sequence[str], plan: Plan) -> dict[str, Any]:
     """Everything that *names* names, as what --json prints. Leaves nothing in /dev/shm."""
     begin, here = time.perf_counter(), machine()
     workloads, figures = [], []
@@ -468,12 +488,13 @@ def measure(names: Sequence[str], plan: Plan, say: Callable[[str], object]) -> d
                     say(workload.what)
                     workloads.append(small(workload, among, plan))
         if VIEW in names:
-            say("view")
+            say(VIEW)
             workloads.append(view(folder, plan))
         for name, take in zip(FIGURES, (stores, imports), strict=True):
             if name in names:
                 say(name)
                 figures += take(plan)
+    say("")
     here["load_average_after"] = os.getloadavg()
     return {
         "schema": 1,
@@ -518,9 +539,7 @@ def rows_of(report: dict[str, Any]) -> list[list[list[str]]]:
     figure_rows = [["figure", "ms", "p5..p95", "CPU ms", "samples"]]
     for one in report["figures"]:
         wall, cpu = one["wall_ms"], one["cpu_ms"]
-        figure_rows.append(
-            [one["what"], number(wall["median"]), between(wall), number(cpu["median"]), str(one["samples"])]
-        )
+        figure_rows.append([one["what"], number(wall["median"]), between(wall), number(cpu["median"]), str(one["samples"])])
     return [rows for rows in (compared_rows, figure_rows) if len(rows) > 1]
 
 
@@ -539,18 +558,19 @@ def show(rows: list[list[str]], console: Console) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (
-            cell.ljust(width) if is_left else cell.rjust(width)
-            for cell, width, is_left in zip(row, widths, left, strict=True)
+            cell.ljust(width) if is_left else cell.rjust(width) for cell, width, is_left in zip(row, widths, left, strict=True)
         )
         print("  ".join(cells).rstrip())
     print()
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Which ratios are above 1, by backend."""
+    """Which ratios are above 1, by backend, and those of the CPU times."""
     slower: dict[str, list[str]] = {}
     for one in report["above_1"]:
-        slower.setdefault(one["backend"], []).append(f"{one['workload']} {number(one['ratio'])}")
+        slower.setdefault(one["backend"], []).append(
+            f"{one['workload']} {number(one['ratio'])} (CPU {number(one['cpu_ratio'])})"
+        )
     return "Ratios above 1: " + ("; ".join(f"{name}: {', '.join(some)}" for name, some in slower.items()) or "none") + "."
 
 
@@ -571,16 +591,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = arguments(argv)
-    console, notes = Console(highlight=False), Console(stderr=True)
     plan, names = QUICK if options.quick else FULL, options.only or NAMES
-    with contextlib.ExitStack() as stack:
-        say: Callable[[str], object] = lambda _: None  # noqa: E731  (a status line, if anybody sees it)
-        if notes.is_terminal:
-            say = stack.enter_context(notes.status("")).update
-        report = measure(names, plan, say)
+    report = measure(names, plan)
     if options.json:
         print(json.dumps(report, indent=2))
         return
+    console = Console(highlight=False)
     for rows in rows_of(report):
         show(rows, console)
     here = report["machine"]

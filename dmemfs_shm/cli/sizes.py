@@ -17,7 +17,7 @@ import click
 
 SIZE_MAX: Final = 1 << 62
 _PREFIXES: Final = "KMGTPE"
-_SIZE = re.compile(r"\s*(\d[\d_]*|\d{1,3}(?:,\d{3})+)?(\.\d+)?\s*(?:([kmgtpe])(i?b?)|b|bytes?)?\s*\Z", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d[\d_]*|\d{1,3}(?:,\d{3})+)?(\.\d+)?\s*(?:([kmgtpe])(i?b?)|b|bytes?)?\s*\Z", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str) -> int:

@@ -16,7 +16,6 @@ segment, parameters against their checksum.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -127,7 +126,6 @@ from .tree import NeedNodes, Tree
 
 T = TypeVar("T")
 
-log = logging.getLogger("dmemfs_shm")
 
 WAIT_FOR_CREATOR_S = 5.0
 _FIXED_BYTES = SLOTS_AT * WORD  # identity, mutexes, journals, arena table: backed at creation
@@ -444,8 +442,12 @@ class Attachment:
             except MFSStoreBusyError:
                 self.unpinned.append(pin)
                 break
-        while self.recovery.events:
-            log.warning("%s", self.recovery.events.popleft())
+        if self.recovery.events:
+            import logging
+
+            logger = logging.getLogger("dmemfs_shm")
+            while self.recovery.events:
+                logger.warning("%s", self.recovery.events.popleft())
 
     # ---- the life of a private store
 

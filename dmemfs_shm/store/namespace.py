@@ -86,6 +86,7 @@ if TYPE_CHECKING:
 
 FREED_A_VISIT = 16
 LISTED_A_VISIT = 512
+PLANNED_MOST = 120  # words of new directories in a transaction: about 15 of them, and as many again for what follows
 COPIED_IN_SECTION_MOST = 64 << 10  # bytes: about 10 us of copying inside m[0]
 PATHS_CACHED_MOST = 16384
 
@@ -291,16 +292,18 @@ class Namespace:
         self.store.transact(step, timeout)
 
     def _make_directories(self, section: Section, parts: list[bytes]) -> int:
-        """See that the directories stand; one transaction each, in the same visit."""
-        parent = ROOT
+        """See that the directories stand. Planned, to come true with what follows; only very many are committed in parts."""
+        parent, missing = ROOT, False
         for part in parts:
-            node = self.tree.find(parent, part)
+            node = 0 if missing else self.tree.find(parent, part)
             if node and self.tree.kind(node) != KIND_DIR:
                 raise FileExistsError(f"A file exists at path component: '{part.decode('utf-8', 'replace')}'")
             if not node:
+                missing = True
+                if len(section.plan) > PLANNED_MOST:
+                    section.commit()
                 self.tree.check_limit(section)
                 node = self.tree.add(section, KIND_DIR, parent, part)
-                section.commit()
             parent = node
         return parent
 

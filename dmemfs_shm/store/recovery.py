@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -225,7 +224,7 @@ def membarrier() -> None:
 
     OSError where a weakly ordered processor has no membarrier.
     """
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine == "x86_64":
         # Every claim is followed by its own fence (a4), and this one is the recoverer's half of Dekker's rule.
         fence = threading.Lock()

@@ -140,14 +140,14 @@ class Tree:
             sibling = self.check_node(first, directory) + N_SIBLINGS
             plan[sibling] = node << 32 | now_is(sibling) & LOW32
         plan[directory] = node
-        buckets = w[BUCKETS]
+        buckets = now_is(BUCKETS)
         bucket = self.bucket(key, buckets)
         plan[at + N_NEXT] = now_is(bucket) | rest
         plan[bucket] = node
         counter = DIRS if kind == KIND_DIR else FILES
         plan[counter] = now_is(counter) + 1
         section.renames()
-        if w[FILES] + w[DIRS] >= buckets:
+        if now_is(FILES) + now_is(DIRS) >= buckets:
             self._split(section)
         return node
 
