@@ -396,7 +396,7 @@ class MemoryFileSystem:
         w, at = store.w, store.names.nodes_at + found[0] * NODE_WORDS
         if mode == "wb":
             if w[at + N_PIN] & LOW32:
-                store.names.unshare(found[0], 0, self._timeout)
+                store.names.unshare(found[0], 0, 0, self._timeout)
             w[at + N_SIZE] = 0
             w[at + N_CONTENT] = w[at + N_CONTENT] + 1
             w[at + N_MODIFIED] = time.time_ns()

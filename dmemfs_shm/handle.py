@@ -286,7 +286,7 @@ class MemoryFileHandle(io.RawIOBase):
         store, timeout = self._store, self._fs._timeout
         store.work_off()  # a view that is gone may not have given its pin back yet
         if self._w[self._at + N_PIN] & LOW32:
-            store.names.unshare(self._node, keep, timeout)
+            store.names.unshare(self._node, keep, size, timeout)
         self._fs._guard.check_before_write(size - self._capacity)
         store.names.grow(self._node, size, timeout)
         self._locate()
@@ -328,7 +328,7 @@ class MemoryFileHandle(io.RawIOBase):
             if pinned:
                 if not self._dirty:
                     self._mark_dirty()
-                self._store.names.unshare(self._node, target, self._fs._timeout)
+                self._store.names.unshare(self._node, target, target, self._fs._timeout)
                 self._locate()
             self._change(target, lambda: None)
         if not pinned:

@@ -1,10 +1,11 @@
 """Small operations side by side, in one run: dmemfs_shm, files in /dev/shm, D-MemFS in one process, and LMDB.
 
 A workload goes in rounds. In each round every backend does the same batch, one after the other, so that what the machine
-does meanwhile happens to all of them; the batches are short, a millisecond or so, to be rarely interrupted; the first round is a warm-up and not counted. A ratio is that of two batches of the
-same round: the backend's time over the time of the mark, which is the builtin open() on tmpfs as everybody writes it. Given
-are medians and, as their spread, the percentiles 5 and 95. The collector of garbage is off. "CPU" is this process's own
-time: where it is far below the wall time, something else had the processor.
+does meanwhile happens to all of them. The batches are short, a millisecond or so, to be rarely interrupted; the first round
+is a warm-up and not counted. A ratio is that of two batches of the same round: the backend's time over the time of the mark,
+which is the builtin open() on tmpfs as everybody writes it. Given are medians and, as their spread, the percentiles 5 and 95.
+The garbage collector is off. "CPU" is this process's own time: where it is far below the wall time, something else had the
+processor, and the ratio of the CPU times is the one to believe.
 
 It is a baseline and no gate: nothing here is too slow. Three things to know when reading it:
 
@@ -82,12 +83,12 @@ WORKLOADS = [
     Workload("create", "create, write 4 KiB, close", after="remove"),
     Workload("overwrite", 'open "wb", write 4 KiB, close'),
     Workload("read", "open, read 4 KiB, close"),
-    Workload("write_bytes", "write_bytes; elsewhere open, write, close"),
-    Workload("read_bytes", "read_bytes; elsewhere open, read, close"),
-    Workload("stat", "stat", repeat=10),
-    Workload("exists", "exists", repeat=10),
-    Workload("remove", "remove a file of 4 KiB", before="create"),
-    Workload("listdir", "listdir of 1,000", files=1000, on_folder=True),
+    Workload("write_bytes", "overwrite in one call; where there is none, open, write, close"),
+    Workload("read_bytes", "read in one call; where there is none, open, read, close"),
+    Workload("stat", "size and times", repeat=10),
+    Workload("exists", "of a file that does", repeat=10),
+    Workload("remove", "a file of 4 KiB", before="create"),
+    Workload("listdir", "the names of 1,000 files", files=1000, on_folder=True),
 ]
 VIEW = "view"
 FIGURES = ("store", "import")
@@ -526,7 +527,7 @@ def rows_of(report: dict[str, Any]) -> list[list[list[str]]]:
             of_mark = index == 0
             compared_rows.append(
                 [
-                    workload["what"] if of_mark else "",
+                    workload["workload"] if of_mark else "",
                     result["backend"],
                     number(wall["median"]),
                     between(wall),
@@ -599,6 +600,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console(highlight=False)
     for rows in rows_of(report):
         show(rows, console)
+    for workload in report["workloads"]:
+        print(f"{workload['workload']}: {workload['what']}")
     here = report["machine"]
     print(f"{here['cpu']}, {here['cpus']} CPUs; {here['kernel']}; {here['python']}")
     print("; ".join(f"{name} {version}" for name, version in here["versions"].items()))

@@ -102,7 +102,7 @@ def plain(rows):
 
 def table(totals):
     """The totals as a table for people."""
-    shown = Table(title="Flights from New York City in 2013, and their mean delays", box=SIMPLE_HEAD)
+    shown = Table(title="Flights from New York City in 2013, and their mean delays in minutes", box=SIMPLE_HEAD)
     shown.add_column(no_wrap=True)
     for column in "Flights", "Cancelled", "Departure", "Arrival":
         shown.add_column(column, justify="right")
@@ -112,6 +112,6 @@ def table(totals):
         busiest = sorted(totals[group].items(), key=lambda item: -item[1][0])[:length]
         for member, sums in sorted(busiest) if group == "Hour" else busiest:
             flights, departed, out, arrived, late = sums
-            delays = (f"{out / max(departed, 1):+.1f} min", f"{late / max(arrived, 1):+.1f} min")
+            delays = (f"{out / max(departed, 1):+.1f}", f"{late / max(arrived, 1):+.1f}")
             shown.add_row(member, f"{flights:,}", f"{flights - departed:,}", *delays)
     return shown

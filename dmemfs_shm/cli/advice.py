@@ -47,7 +47,7 @@ def _dead(seen: Inspection) -> list[str]:
     broken = [mutex for mutex in seen.mutexes or () if mutex.state == "dead"]
     if broken:
         inside = " and ".join(f"process {mutex.holder_pid} inside mutex {mutex.number}" for mutex in broken)
-        return [f"Died: {inside}. The next call on the store undoes what was half done; you need not do anything."]
+        return [f"Died: {inside}. The next who changes the store undoes what was half done; you need not do anything."]
     held = sum(who.locks_held + who.views for who in dead)
     if held:
         what = f"The dead still hold {count(held, 'lock or view', 'locks and views')}."

@@ -94,11 +94,9 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], int, str], ...]] = (
 )
 _BY_COMMAND: Final = {
     ("init", FileExistsError): "Use it, give --exist-ok, or destroy it first.",
-    ("init", MFSParameterError): "Give the same, or take another name.",
     ("cat", IsADirectoryError): "List it with ls, or copy it with get.",
     ("rm", IsADirectoryError): "Give -r to remove a directory with everything in it.",
     ("rm", MFSLockTimeoutError): "Try again, or end the holder.",
-    ("rm", PermissionError): "",
 }
 _NO_STORE = re.compile(r"No such store: '(.*)'\Z")
 _BYTES = re.compile(r"\b(\d{4,}) bytes\b|\b(\d{4,})(?= left\b)")
@@ -124,8 +122,6 @@ def explain(error: BaseException, command: str, store: str) -> tuple[str, int]:
         if isinstance(error, kind):
             if _NO_STORE.match(text):
                 hint = "Which there are: dmemfs-shm list"  # noqa: PLW2901
-            if command == "init" and isinstance(error, MFSParameterError):
-                code = EXISTS  # noqa: PLW2901
             return _sentence(text, _BY_COMMAND.get((command, kind), hint).replace("STORE", store)), code
     code = NO_SPACE if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) else FOUND
     return _sentence(text, ""), code

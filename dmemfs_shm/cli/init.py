@@ -6,11 +6,12 @@ import warnings
 
 import click
 
+from ..errors import MFSParameterError
 from ..filesystem import MemoryFileSystem, shortages
 from ..store import names
 from ..store.inspection import inspect
 from .common import note, say, store_argument
-from .errors import humanise
+from .errors import EXISTS, Failure, humanise
 from .sizes import Size, format_size
 
 
@@ -47,14 +48,19 @@ def command(name: str, quota: int, max_nodes: int | None, max_participants: int,
         before = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        fs = MemoryFileSystem.create(
-            name,
-            max_quota=quota,
-            max_nodes=max_nodes,
-            max_participants=max_participants,
-            backend=backend,
-            exist_ok=exist_ok,
-        )
+        try:
+            fs = MemoryFileSystem.create(
+                name,
+                max_quota=quota,
+                max_nodes=max_nodes,
+                max_participants=max_participants,
+                backend=backend,
+                exist_ok=exist_ok,
+            )
+        except MFSParameterError as error:
+            if before is None:
+                raise
+            raise Failure(f"{error} Give the same, or take another name.", EXISTS) from None
     uuid = str(fs.uuid)
     fs.close()
     if before is not None and before.uuid == uuid:

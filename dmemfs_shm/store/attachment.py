@@ -471,7 +471,11 @@ def create(name: str, parameters: Parameters) -> Attachment:
     deadline = time.monotonic() + WAIT_FOR_CREATOR_S
     while True:
         fd = segment.open_fd(full, create=True)
-        locks = ByteLocks(full)
+        try:
+            locks = ByteLocks(full)
+        except FileNotFoundError:  # a pruner took the empty segment for an abandoned one, before we could lock it
+            os.close(fd)
+            continue
         try:
             if not locks.lock(LB_INIT, deadline):
                 raise MFSUnfinishedStoreError(f"Another process is creating the store {name!r} and does not go on.")

@@ -114,9 +114,16 @@ class Content:
 
     def require(self, plan: Plan, capacity: int) -> None:
         """MFSQuotaExceededError unless content of that capacity can be charged beside all that is."""
+        self._require(plan, self.charged(capacity))
+
+    def require_charge(self, section: Section, charge: int) -> None:
+        """MFSQuotaExceededError unless so many bytes can be charged beside all that is."""
+        self._require(section.plan, charge)
+
+    def _require(self, plan: Plan, charge: int) -> None:
         free = self.quota_bytes - plan[USED]
-        if self.charged(capacity) > free:
-            raise MFSQuotaExceededError(requested=self.charged(capacity), available=free)
+        if charge > free:
+            raise MFSQuotaExceededError(requested=charge, available=free)
 
     def charged(self, capacity: int) -> int:
         return capacity + self.file_charge if capacity else 0

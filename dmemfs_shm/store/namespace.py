@@ -405,6 +405,7 @@ class Namespace:
     def _swap_content(self, section: Section, node: int, size: int, fill: Fill | None, pin: int | None) -> None:
         """New content for a closed file: the old blocks are freed, or stay with those who look at them."""
         plan, at = section.plan, self.at(node)
+        section.sequence_odd(node)  # stored first: who reads without the lock must not see new words under an even one
         if plan[at + N_PIN] & LOW32 or pin is not None:
             self.content.release(section, node)
             self._attach(section, node, size, fill, pin)
@@ -415,7 +416,6 @@ class Namespace:
         plan[at + N_CONTENT] = plan[at + N_CONTENT] + 1
         plan[at + N_MODIFIED] = time.time_ns()
         plan[at] = plan[at] & ~LOCK_ABANDONED
-        section.sequence_odd(node)
 
     def _replace_runs(self, section: Section, node: int, old: list[int], size: int, fill: Fill | None) -> None:
         plan, at, blocks = section.plan, self.at(node), self.content.blocks
@@ -669,12 +669,25 @@ class Namespace:
             try:
                 top = self.store.transact(lambda section: self._begin_copy(section, src, dst, intent), timeout)
                 source = self.find(src, timeout)
+                charge = self._tree_charge(source)
+                self.store.transact(lambda section: self.content.require_charge(section, charge), timeout)
                 self._copy_children(source, top, timeout)
                 self.store.transact(lambda section: self._end_copy(section, dst, top, intent), timeout)
             except BaseException:
                 self.store.transact(lambda section: self.abandon_intent(section, intent), self.store.patience)
                 self.drain_trash()
                 raise
+
+    def _tree_charge(self, found: Found) -> int:
+        """What the files below a directory are charged, or would be if they were closed."""
+        total, todo = 0, [found[:2]]
+        while todo:
+            for entry in self.entries_of(*todo.pop(), self.store.patience):
+                if entry.kind == KIND_DIR:
+                    todo.append((entry.node, entry.generation))
+                elif entry.kind == KIND_FILE:
+                    total += self.content.charged(units_for(self.w[self.at(entry.node) + N_SIZE]) * UNIT)
+        return total
 
     def _begin_copy(self, section: Section, src: Path, dst: Path, intent: int) -> int:
         node = self.tree.walk(src.parts)
@@ -815,10 +828,11 @@ class Namespace:
         at = self.at(node)
         self.store.transact(lambda section: self.content.grow(section, at, size), timeout)
 
-    def unshare(self, node: int, keep: int, timeout: float | None) -> None:
-        """Before a pinned file is changed: fresh blocks with its first *keep* bytes; the views keep the old ones.
+    def unshare(self, node: int, keep: int, size: int, timeout: float | None) -> None:
+        """Before a pinned file is changed: fresh blocks for *size* bytes with its first *keep*; the views keep the old.
 
-        The size becomes *keep* in the same transaction, so that no death leaves more bytes than blocks.
+        REQUIRES the exclusive lock. With nothing to keep the file is left without blocks. The file's size becomes *keep*
+        in the same transaction, so that no death leaves more bytes than blocks.
         """
         at = self.at(node)
         if not keep:
@@ -827,7 +841,7 @@ class Namespace:
         pin = self.content.lease_pin()
         try:
             runs = self.content.runs(self.w, at)
-            self.stash(pin, keep, lambda target, offset: self.store.arenas.copy_out(runs, keep, target, offset), timeout)
+            self.stash(pin, size, lambda target, offset: self.store.arenas.copy_out(runs, keep, target, offset), timeout)
 
             def swap(section: Section) -> None:
                 self.content.release_for_stash(section, node)

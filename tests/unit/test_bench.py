@@ -67,7 +67,7 @@ def test_plain_table_of_a_few(capsys):
     bench.main(["--quick", "--only", "exists", "--only", "store"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["workload", "backend", "us", "p5..p95", "CPU", "us", "ratio", "p5..p95", "CPU", "ratio"]
-    assert lines[1].startswith("exists  open()")
+    assert lines[1].split()[:2] == ["exists", "open()"]
     assert any(line.startswith("create a private store") for line in lines)
     assert lines[-1].startswith("Ratios above 1: ")
 
@@ -84,4 +84,4 @@ def test_interrupted_run_leaves_nothing(monkeypatch):
 def test_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--only", "nothing"])
-    assert "create, overwrite" in capsys.readouterr().err
+    assert "'nothing'" in capsys.readouterr().err

@@ -287,7 +287,7 @@ def test_stopped_inside_a_section(named: MemoryFileSystem, store_name: str, afte
         found = seen(store_name)
         assert (found.mutexes or ())[0].state == "dead"
         assert any("undoes what was half done" in line for line in advice.advice(found))
-    assert named.exists("/f")
+    assert named.check() == []
     found = seen(store_name)
     assert (found.mutexes or ())[0].generation == 2
     assert found.activity is not None and found.activity.recoveries == 1
