@@ -149,6 +149,7 @@ T = TypeVar("T")
 FILES_SHOWN = 10
 _LOOKS = 3
 _PAUSE_S = 0.01
+_DOUBTS_MOST = 100  # a section
 _RUNS_LOOKED_AT = 1 << 14
 _PRIVATE = re.compile(r"@[0-9a-f]{32}\Z")
 _STATES = {QUEUED: "waiting", GRANTED: "granted"}
@@ -295,22 +296,26 @@ class _Inspector:
                 result = read()
             except MFSCorruptStoreError as error:
                 result = None
-                self.doubts.append(str(error))
+                self._say(str(error))
             except (IndexError, ValueError, OverflowError, OSError) as error:
                 result = None
-                self.doubts.append(f"what stands there leads nowhere ({error})")
+                self._say(f"what stands there leads nowhere ({error})")
             lasting = [doubt for doubt in self.doubts if not attempt or doubt in lasting]
             half_done = half_done and bool(before & self._open_journals(section))
             if not lasting:
                 break
         if result is None and not lasting:  # other each time: it changes faster than it is read
             self.problems.append(Problem(section, "it changes too fast to be read now", half_done=True))
-        self.problems += [Problem(section, doubt, half_done) for doubt in lasting[:100]]
+        self.problems += [Problem(section, doubt, half_done) for doubt in lasting]
         return result
 
     def doubt(self, bad: bool, word: int, expected: str, found: int | str) -> None:
         if bad:
-            self.doubts.append(str(self.w.damage(word, expected, found)))
+            self._say(str(self.w.damage(word, expected, found)))
+
+    def _say(self, doubt: str) -> None:
+        if len(self.doubts) < _DOUBTS_MOST and doubt not in self.doubts:
+            self.doubts.append(doubt)
 
     def _open_journals(self, section: str) -> set[int]:
         """The mutexes that guard the section and in which a change is half done; a damaged journal excuses nothing."""
@@ -594,7 +599,7 @@ class _Inspector:
         try:
             return self.observer.path(node)
         except MFSCorruptStoreError as error:
-            self.doubts.append(str(error))
+            self._say(str(error))
             return "?"
 
     # ---- participants and what they hold
@@ -707,7 +712,7 @@ class _Inspector:
                 self._semaphore(number, generation)
             entries, bad = self.w[journal_at(number)], self._bad_entry(number)
             if bad is not None:
-                self.doubts.append(str(bad))
+                self._say(str(bad))
             self.doubt(len(claimers) > 1 and not by_kernel, generation_at(number), "one holder", f"slots {claimers}")
             holder = claimers[0] if claimers else None
             found.append(
