@@ -38,7 +38,7 @@ def command(ctx: click.Context, name: str, user: int | None, *, as_json: bool) -
         click.echo(json.dumps(seen.to_dict() | {"advice": advice(seen)}, indent=2, default=str))
     else:
         display(report(seen))
-    if seen.problems or seen.condition not in (snapshot.READY, snapshot.DAMAGED):
+    if seen.condition != snapshot.READY:
         ctx.exit(FOUND)
 
 

@@ -347,6 +347,7 @@ class Attachment:
                 mutex.settle(slot)
         finally:
             self.locks.unlock(LB_ATTACH)
+        self.names.fit_for_dead(slot, self.participants.epoch(slot))
         self.rw.reap(slot, self.participants.epoch(slot), WAIT_FOR_CREATOR_S)
         self.names.reap(slot, self.participants.epoch(slot))
         if self.w[TRASH]:
@@ -418,7 +419,10 @@ class Attachment:
         """Give back what dead participants hold. Returns how many there were that had not been reaped by us before."""
         count = 0
         for slot, epoch in self.participants.dead():
-            if (slot, epoch) not in self._reaped and self.rw.reap(slot, epoch, self.patience):
+            if (slot, epoch) in self._reaped:
+                continue
+            self.names.fit_for_dead(slot, epoch)
+            if self.rw.reap(slot, epoch, self.patience):
                 self.names.reap(slot, epoch)
                 self._reaped.add((slot, epoch))
                 self.w[REAPS] = self.w[REAPS] + 1

@@ -393,7 +393,9 @@ class _Inspector:
 
     def _choose_layout(self, parameters: dict[str, Any] | None) -> None:
         """Where things are, from the words of the head; if these are damaged, from the parameters."""
-        layout = self.observer.head_layout()
+        layout = None
+        with contextlib.suppress(MFSCorruptStoreError):  # truncated since
+            layout = self.observer.head_layout()
         if layout is None and parameters is not None:
             with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
                 layout = Parameters(
@@ -702,18 +704,17 @@ class _Inspector:
         self.doubt(self.w[W_BACKEND] not in BACKENDS.values(), W_BACKEND, "a backend", self.w[W_BACKEND])
         found = []
         for number, generation in enumerate(generations):
-            held = False
-            if by_kernel:
-                claimers = [slot for slot, words in claims.items() if words[number] != NO_CLAIM]
-                held = self.observer.locked(LB_MUTEX + number)
-                claimers = [slot for slot in claimers if self._is_alive(slot) == held]
-            else:
-                claimers = [slot for slot, words in claims.items() if words[number] == generation & ~1]
-                self._semaphore(number, generation)
             entries, bad = self.w[journal_at(number)], self._bad_entry(number)
             if bad is not None:
                 self._say(str(bad))
-            self.doubt(len(claimers) > 1 and not by_kernel, generation_at(number), "one holder", f"slots {claimers}")
+            held = by_kernel and self.observer.locked(LB_MUTEX + number)
+            if by_kernel:  # the claim is a note only, which the dead leave standing; it tells who, if the kernel says that
+                claimers = [slot for slot, words in claims.items() if words[number] != NO_CLAIM]
+                claimers = [slot for slot in claimers if self._is_alive(slot) == held and (held or entries)]
+            else:
+                claimers = [slot for slot, words in claims.items() if words[number] == generation & ~1]
+                self._semaphore(number, generation)
+                self.doubt(len(claimers) > 1, generation_at(number), "one holder", f"slots {claimers}")
             holder = claimers[0] if claimers else None
             found.append(
                 snapshot.Mutex(

@@ -823,6 +823,30 @@ class Namespace:
         while self.store.transact(step, self.store.patience):
             pass
 
+    def fit_for_dead(self, slot: int, epoch: int) -> None:
+        """What `finish` does at a close, for the files that a dead participant was writing. Comes before its locks are
+        given back: while they stand, nobody else is in these files."""
+        w = self.w
+        for record in self.store.rw.records(slot):
+            word = w[record]
+            if word & REC_STATE == HELD and word & REC_WRITER:
+                at = self.tree.check_node(word >> REC_NODE_SHIFT, record)
+                if units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
+                    self._fit_for_dead(self.store.layout.slot_at(slot) + S_EPOCH, epoch, record, word)
+
+    def _fit_for_dead(self, epoch_at: int, epoch: int, record: int, word: int) -> None:
+        w, node = self.w, word >> REC_NODE_SHIFT
+        at = self.at(node)
+
+        def step(section: Section) -> bool:
+            section.enter(node)
+            if w[epoch_at] != epoch or w[record] != word or self.tree.kind(node) != KIND_FILE or w[at + N_PIN] & LOW32:
+                return False
+            return self.content.shrink(section, at, w[at + N_SIZE])
+
+        while self.store.transact(step, self.store.patience):
+            pass
+
     def grow(self, node: int, size: int, timeout: float | None) -> None:
         """Blocks for *size* bytes. REQUIRES the exclusive lock."""
         at = self.at(node)

@@ -38,7 +38,7 @@ from ..crash.harness import WordBuffer, instrument
 from ..lockstore import NODES, inside, lock, lock_findings, lock_store, settle, unlock
 
 #: A worker that waits so long is taken to hang. Bounds a hang, measures nothing.
-HANG_S = float(os.environ.get("HANG_S", "30"))
+HANG_S = 30.0
 LIVES_MAX = 1 << 16
 BUCKETS = 40  # waits by log2 of their microseconds
 PAIR = 20  # the node whose two words always change together
@@ -406,11 +406,12 @@ class Torture:
         """Let the workers come to their end; one that does not is a finding. Nobody is left behind."""
         self.board.ending[0] = 1
         end = time.monotonic() + HANG_S
+        for worker in self.workers:  # all of them before any is waited for: one may hold what another waits for
+            if worker is not None:
+                os.kill(worker.pid, signal.SIGCONT)
         for index, worker in enumerate(self.workers):
             if worker is None:
                 continue
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGCONT)
             while not self.collect(index, os.WNOHANG):
                 if time.monotonic() > end:
                     self.findings.append(f"worker of life {worker.life} does not end; {self.store.rw.holds()}")

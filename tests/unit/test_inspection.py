@@ -293,6 +293,20 @@ def test_stopped_inside_a_section(named: MemoryFileSystem, store_name: str, afte
     assert found.activity is not None and found.activity.recoveries == 1
 
 
+def test_stopped_inside_a_section_of_the_other_backend(stores: Stores) -> None:
+    fs = stores.create(backend="ofd")
+    with child("fork", stop_inside, fs.name, 2) as stopped:
+        assert stopped.receive() == "stopping"
+        os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WNOWAIT)
+        mutex = (seen(fs.name).mutexes or ())[0]
+        assert (mutex.state, mutex.holder_pid) == ("held", stopped.pid)
+        stopped.kill()
+        mutex = (seen(fs.name).mutexes or ())[0]
+        assert (mutex.state, mutex.holder_pid) == ("dead", stopped.pid)
+    assert fs.check() == []
+    assert [mutex.state for mutex in seen(fs.name).mutexes or ()] == ["free"] * 17
+
+
 def hurry(link: Link, name: str, seed: int) -> None:
     fs = MemoryFileSystem.attach(name)
     chance = random.Random(seed)

@@ -557,7 +557,7 @@ def be_signalled(name: str) -> list[str]:
 
         signal.signal(signal.SIGVTALRM, handler)
         struck, number = 0, 0
-        while struck < 200:
+        while struck < 100:
             record, number = store.rw.lease(), number + 1
             try:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0.00001 * (1 + number % 40))
