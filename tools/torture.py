@@ -1,7 +1,8 @@
 """Random use of a store by processes that are killed and stopped at random: python tools/torture.py --seconds 60.
 
 Workers with several threads do everything that the public API offers, on a small tree of paths. The parent kills random
-workers with SIGKILL, starts others in their place, and now and then stops one for a moment. What a file contains says
+workers with SIGKILL, starts others in their place, and now and then stops one for a moment. Some workers kill themselves
+at a random store into the store: a kill from outside seldom meets the few microseconds of a transaction. What a file contains says
 itself who wrote it and whether it is all there: any other content is a violation, unless the file is marked abandoned.
 
 What is true is also kept outside the store, in a mapping that only these processes have. Each thread of a worker has a
@@ -45,6 +46,10 @@ from dmemfs_shm import (
     MFSStoreBusyError,
 )
 from dmemfs_shm.store.layout import REAPS, RECOVERIES
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from tests.crash.harness import WordBuffer, instrument
 
 #: An operation that takes so long is taken to hang. Bounds a hang, measures nothing.
 HANG_S = 25.0
@@ -580,13 +585,27 @@ DEEDS = [
 # ---- a worker
 
 
-def work(board, name, life, index, threads, seed):
+def suicidal(store, stores):
+    """Kill this process before one of the stores to come."""
+    left = iter(range(stores))
+
+    def count(_):
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    instrument(store, lambda words: WordBuffer(words, count))
+
+
+def work(board, name, life, index, arguments):
     """What a worker does; the failures of its threads."""
     warnings.simplefilter("ignore", ResourceWarning)  # some handles are left to the collector
+    seed, threads = arguments.seed, arguments.threads
     rng = random.Random(f"{seed}:{life}")
     operations = rng.choice((-1, -1, -1, 300))
     failures = []
     fs = MemoryFileSystem.attach(name)
+    if rng.random() < arguments.suicidal:
+        suicidal(fs._store, int(rng.expovariate(1 / 5000)))
     players = [
         Player(board, fs, index * threads + thread, random.Random(f"{seed}:{life}:{thread}"), operations)
         for thread in range(threads)
@@ -630,6 +649,7 @@ class Figures:
     backend: str
     seconds: float
     kills: int
+    suicides: int
     stops: int
     lives: int
     operations: int
@@ -662,7 +682,7 @@ class Torture:
         self.rng = random.Random(arguments.seed)
         self.board = Board(arguments.processes * arguments.threads)
         self.workers = [None] * arguments.processes
-        self.lives = self.kills = self.stops = 0
+        self.lives = self.kills = self.suicides = self.stops = 0
         self.lag = 0.0
         self.findings = []
 
@@ -677,7 +697,7 @@ class Torture:
             os.close(reads)
             faulthandler.register(signal.SIGUSR1)
             try:
-                failures = work(board, self.name, life, index, arguments.threads, arguments.seed)
+                failures = work(board, self.name, life, index, arguments)
             except BaseException:  # noqa: BLE001  (the parent is told)
                 failures = [f"life {life}: {traceback.format_exc()}"]
                 board.ending[0] = 1
@@ -687,11 +707,11 @@ class Torture:
         self.workers[index] = Worker(pid, life, reads)
 
     def collect(self, index, flags=0):
-        """Take a worker that has ended out of the list; whether it had."""
+        """Take a worker that has ended out of the list; its exit code, or None if it has not ended."""
         worker = self.workers[index]
         pid, status = os.waitpid(worker.pid, flags)
         if not pid:
-            return False
+            return None
         code = os.waitstatus_to_exitcode(status)
         text = os.read(worker.pipe, 1 << 16).decode()
         os.close(worker.pipe)
@@ -700,7 +720,7 @@ class Torture:
             self.findings.append(f"worker of life {worker.life} ended with {code}: {text}")
         if worker.stopped_until:
             self.board.stops[0] += 1
-        return True
+        return code
 
     def run(self, seconds):
         arguments = self.arguments
@@ -713,7 +733,9 @@ class Torture:
             while (now := time.monotonic()) < end and not self.board.ending[0]:
                 self.lag, before = max(self.lag, now - before), now
                 for index, worker in enumerate(self.workers):
-                    if self.collect(index, os.WNOHANG):
+                    code = self.collect(index, os.WNOHANG)
+                    if code is not None:
+                        self.suicides += code == -signal.SIGKILL
                         self.start(index)
                     elif worker.stopped_until and now >= worker.stopped_until:
                         os.kill(worker.pid, signal.SIGCONT)
@@ -764,7 +786,7 @@ class Torture:
                 continue
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGCONT)
-            while not self.collect(index, os.WNOHANG):
+            while self.collect(index, os.WNOHANG) is None:
                 if time.monotonic() > end:
                     self.findings.append(f"worker of life {worker.life} does not end")
                     os.kill(worker.pid, signal.SIGUSR1)
@@ -828,6 +850,7 @@ class Torture:
             backend=arguments.backend,
             seconds=arguments.seconds,
             kills=self.kills,
+            suicides=self.suicides,
             stops=self.stops,
             lives=self.lives,
             operations=sum(board.done),
@@ -902,6 +925,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kills-per-second", type=float, default=5)
     parser.add_argument("--stops-per-second", type=float, default=0.5)
+    parser.add_argument("--suicidal", type=float, default=0.25, help="share of the workers that kill themselves at a store")
     parser.add_argument("--backend", choices=("generation", "ofd"), default="generation")
     parser.add_argument("--quota", type=int, default=8 << 20, help="bytes; little enough that it is reached")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
