@@ -176,10 +176,11 @@ class MemoryFileSystem:
     ) -> None:
         guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
         parameters = _parameters(max_quota, chunk_overhead_override, promotion_hard_limit, max_nodes, default_storage)
+        timeout = _check_timeout(default_lock_timeout)
         guard.check_init(max_quota)
         attachment.prune_private()
         store = attachment.create(names.private_name(uuids.uuid4()), parameters)
-        self._bind(store, _check_timeout(default_lock_timeout), guard)
+        self._bind(store, timeout, guard)
 
     # ---- named stores
 
@@ -212,6 +213,8 @@ class MemoryFileSystem:
         parameters = _parameters(max_quota, chunk_overhead_override, promotion_hard_limit, max_nodes, default_storage)
         parameters.backend = _backend(backend)
         parameters.slots = _count("max_participants", max_participants, 1, SLOTS_MAX)
+        timeout = _check_timeout(default_lock_timeout)
+        guard.check_init(max_quota)
         attachment.prune_private()
         try:
             store = attachment.create(name, parameters)
@@ -221,10 +224,14 @@ class MemoryFileSystem:
             store = attachment.attach(name)
             _compare(store, parameters)
         else:
-            _warn_if_too_large(max_quota)
-        guard.check_init(max_quota)
+            try:
+                _warn_if_too_large(max_quota)
+            except ResourceWarning:  # where warnings are errors
+                attachment.release(store)
+                attachment.destroy(name)
+                raise
         fs = cls.__new__(cls)
-        fs._bind(store, _check_timeout(default_lock_timeout), guard)
+        fs._bind(store, timeout, guard)
         return fs
 
     @classmethod
@@ -241,8 +248,9 @@ class MemoryFileSystem:
         MFSUnfinishedStoreError, MFSCorruptStoreError, MFSTooManyParticipantsError say why it can't be attached."""
         names.check_name(name)
         guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
+        timeout = _check_timeout(default_lock_timeout)
         fs = cls.__new__(cls)
-        fs._bind(attachment.attach(name), _check_timeout(default_lock_timeout), guard)
+        fs._bind(attachment.attach(name), timeout, guard)
         return fs
 
     @staticmethod

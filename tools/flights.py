@@ -103,9 +103,9 @@ def plain(rows):
 def table(totals):
     """The totals as a table for people."""
     shown = Table(title="Flights from New York City in 2013, and their mean delays in minutes", box=SIMPLE_HEAD)
-    shown.add_column(no_wrap=True)
+    shown.add_column(no_wrap=True, max_width=34)
     for column in "Flights", "Cancelled", "Departure", "Arrival":
-        shown.add_column(column, justify="right")
+        shown.add_column(column, justify="right", min_width=len(column))
     for group, length in GROUPS.items():
         shown.add_section()
         shown.add_row(f"[bold]{group}")

@@ -2,8 +2,9 @@
 
 Workers with several threads do everything that the public API offers, on a small tree of paths. The parent kills random
 workers with SIGKILL, starts others in their place, and now and then stops one for a moment. Some workers kill themselves
-at a random store into the store: a kill from outside seldom meets the few microseconds of a transaction. What a file contains says
-itself who wrote it and whether it is all there: any other content is a violation, unless the file is marked abandoned.
+at a random store into the store: a kill from outside seldom meets the few microseconds of a transaction. What a file
+contains says itself who wrote it and whether it is all there: any other content is a violation, unless the file is
+marked abandoned.
 
 What is true is also kept outside the store, in a mapping that only these processes have. Each thread of a worker has a
 *place* with a directory of its own, /own/<place>, that only it changes: before an operation it notes there what was and
@@ -603,13 +604,15 @@ def work(board, name, life, index, arguments):
     rng = random.Random(f"{seed}:{life}")
     operations = rng.choice((-1, -1, -1, 300))
     failures = []
-    fs = MemoryFileSystem.attach(name)
-    if rng.random() < arguments.suicidal:
-        suicidal(fs._store, int(rng.expovariate(1 / 5000)))
     players = [
-        Player(board, fs, index * threads + thread, random.Random(f"{seed}:{life}:{thread}"), operations)
+        Player(board, None, index * threads + thread, random.Random(f"{seed}:{life}:{thread}"), operations)
         for thread in range(threads)
     ]
+    fs = players[0].call("attach", MemoryFileSystem.attach, name)
+    for player in players:
+        player.fs = fs
+    if rng.random() < arguments.suicidal:
+        suicidal(fs._store, int(rng.expovariate(1 / 5000)))
 
     def run(player):
         try:

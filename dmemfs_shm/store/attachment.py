@@ -403,8 +403,8 @@ class Attachment:
         if life >= 0:
             with contextlib.suppress(OSError):
                 os.close(life)
-            if not self.forked and self.state == STATE_READY and self.locks.try_lock(LB_LIFE):
-                destroy_segments(self.name, self.uuid, self.w)  # nobody else has this private store
+            if not self.forked:
+                self.destroy_if_alone()
         self.locks.close()
         for mutex in self.mutexes:
             mutex.close()
@@ -454,6 +454,19 @@ class Attachment:
                 logger.warning("%s", self.recovery.events.popleft())
 
     # ---- the life of a private store
+
+    def destroy_if_alone(self) -> bool:
+        """Destroy the private store, whose life lock we have given up, unless somebody else has one.
+
+        A pruner that came in between has the byte for himself and destroys it; then it is gone when we return, too.
+        """
+        deadline = time.monotonic() + WAIT_FOR_CREATOR_S
+        while not self.locks.try_lock(LB_LIFE):
+            if not self.locks.is_locked_exclusively(LB_LIFE) or time.monotonic() >= deadline:
+                return False
+            time.sleep(0.0005)
+        destroy_segments(self.name, self.uuid, self.w)
+        return True
 
     def hold_life(self) -> None:
         """Count ourselves among those who use a private store: a shared lock that forked children inherit."""
@@ -613,6 +626,7 @@ def attach(name: str, uuid: uuids.UUID | None = None) -> Attachment:
     """
     full = names.index_name(name)
     deadline = time.monotonic() + WAIT_FOR_CREATOR_S
+    seen_free = False
     while True:
         try:
             fd = segment.open_fd(full)
@@ -623,10 +637,10 @@ def attach(name: str, uuid: uuids.UUID | None = None) -> Attachment:
         try:
             found = read_identity(fd, name)
         except MFSUnfinishedStoreError:
-            locked = not _byte_is_free(full, LB_INIT)
             os.close(fd)
-            if not locked or time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or (seen_free and _byte_is_free(full, LB_INIT)):
                 raise
+            seen_free = _byte_is_free(full, LB_INIT)  # its creator may have finished since: look once more
             time.sleep(0.002)
             continue
         except BaseException:
@@ -694,8 +708,7 @@ def _is_ours_alone(store: Attachment) -> bool:
     with contextlib.suppress(OSError):
         os.close(store._life)
     store._life = -1
-    if store.locks.try_lock(LB_LIFE):
-        destroy_segments(store.name, store.uuid, store.w)
+    if store.destroy_if_alone():
         return True
     store.hold_life()
     return False

@@ -92,6 +92,14 @@ class ByteLocks:
             return False
         return bool(_FLOCK.unpack(answer)[0] == fcntl.F_UNLCK)
 
+    def is_locked_exclusively(self, byte: int) -> bool:
+        """Whether somebody else has the byte for himself alone, not shared; any error is "no"."""
+        try:
+            answer = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+        except OSError:
+            return False
+        return bool(_FLOCK.unpack(answer)[0] == fcntl.F_WRLCK)
+
     def lock_is_lost(self) -> bool:
         """Whether somebody closed our descriptor behind our back (os.closerange, a daemoniser)."""
         try:

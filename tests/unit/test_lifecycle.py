@@ -172,6 +172,18 @@ def test_create_warns_of_a_promise_the_machine_cannot_keep(stores: Stores, store
     stores.private(max_quota=1 << 44)
 
 
+def test_create_that_fails_leaves_nothing(store_name: str) -> None:
+    """Neither a warning that is an error nor a guard nor a bad argument leaves a store behind."""
+    with pytest.raises(ResourceWarning):
+        MemoryFileSystem.create(store_name, 1 << 44)
+    with pytest.raises(MemoryError):
+        MemoryFileSystem.create(store_name, 1 << 44, memory_guard="init", memory_guard_action="raise")
+    with pytest.raises(TypeError):
+        MemoryFileSystem.create(store_name, MIB, default_lock_timeout="soon")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        MemoryFileSystem.attach(store_name)
+
+
 # --- the private store -----------------------------------------------------------------------------------------------
 
 
