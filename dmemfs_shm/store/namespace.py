@@ -52,7 +52,10 @@ from .layout import (
     N_SEQ,
     N_SIBLINGS,
     N_SIZE,
+    N_TEXT,
+    NAME_BYTES_SHIFT,
     NAMESPACE,
+    NODE_BACKED,
     NODE_WORDS,
     ORPHANED,
     ORPHANS,
@@ -71,10 +74,12 @@ from .layout import (
     S_INTENT,
     S_PINS,
     STATE_READY,
+    TEXT_BYTES,
     TRASH,
     TREE_SEQ,
     UNIT,
     W_STATE,
+    WORD,
     X_NEXT,
 )
 from .section import Section
@@ -625,7 +630,7 @@ class Namespace:
                 continue
             try:
                 same = w[self.at(node) + N_GENERATION] == generation
-                listed = [self._entry(child) for child in self.tree.children(node)] if same else []
+                listed = self._entries_now(node) if same else []
             except MFSCorruptStoreError:
                 if w[TREE_SEQ] == names:
                     raise
@@ -633,6 +638,25 @@ class Namespace:
             if w[TREE_SEQ] == names:
                 return listed
         return None
+
+    def _entries_now(self, node: int) -> list[Entry]:
+        """One walk along a directory's list: `_entry` of all, spelled out, since large directories pay for every call."""
+        w, mm, tree, nodes_at = self.w, self.tree.mm, self.tree, self.nodes_at
+        listed: list[Entry] = []
+        before = self.at(node) + D_CHILD
+        child, backed = w[before], w[NODE_BACKED]
+        while child:
+            if child >= backed or len(listed) > backed:
+                raise MFSCorruptStoreError("index", before * WORD, "a node", child)
+            at = nodes_at + child * NODE_WORDS
+            word = w[at + N_NAME]
+            size = word >> NAME_BYTES_SHIFT & 0xFFFF
+            start = (at + N_TEXT) * WORD
+            name = mm[start : start + size] if size <= TEXT_BYTES else tree.name(at)
+            listed.append(Entry(name, word >> KIND_SHIFT & 0xFF, child, w[at + N_GENERATION]))
+            before = at + N_SIBLINGS
+            child = w[before] & LOW32
+        return listed
 
     def _entries_by_visits(self, node: int, generation: int, timeout: float | None) -> list[Entry]:
         """A busy directory, some entries a visit. New ones come in front; a cursor that moved means from the start."""
