@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 import uuid as uuids
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import msgpack
@@ -88,6 +89,7 @@ from .layout import (
     SLOTS_BACKED,
     SLOTS_MAX,
     STATE_DESTROYED,
+    STATE_INIT,
     STATE_READY,
     TRASH,
     USED,
@@ -196,7 +198,8 @@ class Attachment:
         )
         self.observer = observer
         self.patience: float | None = 30.0  # seconds that a release waits for a mutex whose holder is stopped
-        self.growing = threading.Lock()  # orders this process's growth of its own tables; nothing shared
+        # Orders this process's growth of its own tables; nothing shared. A signal handler may come in again.
+        self.growing = threading.RLock()
         self.dropped: deque[int] = deque()  # records whose release was left to the next operation
         self.slot = -1
         self.locks = ByteLocks(names.index_name(name, w[W_OWNER]))
@@ -416,7 +419,15 @@ class Attachment:
     # ---- what the living do for the dead, and for their own finalisers
 
     def reap_dead(self) -> int:
-        """Give back what dead participants hold. Returns how many there were that had not been reaped by us before."""
+        """Give back what dead participants hold. Returns how many there were that had not been reaped by us before.
+
+        MFSStoreGoneError if somebody closed our lock descriptor: then it is us who look dead.
+        """
+        if self.locks.lock_is_lost():
+            raise MFSStoreGoneError(
+                "This process's descriptors were closed behind its back (os.closerange, a daemoniser), and with them its "
+                "locks: close the filesystem object and attach again."
+            )
         count = 0
         for slot, epoch in self.participants.dead():
             if (slot, epoch) in self._reaped:
@@ -489,26 +500,35 @@ def create(name: str, parameters: Parameters) -> Attachment:
     while True:
         fd = segment.open_fd(full, create=True)
         try:
-            locks = ByteLocks(full)
-        except FileNotFoundError:  # a pruner took the empty segment for an abandoned one, before we could lock it
-            os.close(fd)
-            continue
-        try:
-            if not locks.lock(LB_INIT, deadline):
-                raise MFSUnfinishedStoreError(f"Another process is creating the store {name!r} and does not go on.")
-            if not _same_file(fd, full) or os.fstat(locks.fd).st_ino != os.fstat(fd).st_ino:
-                os.close(fd)
-                continue
-            if _is_ready(fd):
-                os.close(fd)
-                raise FileExistsError(f"Store exists: {name!r}")
-            _initialise(name, full, fd, parameters)
-            store = _open(name, fd)
+            with _creating(full, deadline) as ours:
+                if not ours or not _same_file(fd, full):
+                    continue
+                state = _state(fd)
+                if state == STATE_READY:
+                    raise FileExistsError(f"Store exists: {name!r}")
+                if state == STATE_DESTROYED:  # somebody may still look at it: the new store gets an index of its own
+                    _finish_destroying(full, fd)
+                    continue
+                _initialise(full, fd, parameters)
+                return _open(name, os.dup(fd))
         finally:
-            with contextlib.suppress(OSError):
-                locks.unlock(LB_INIT)
-            locks.close()
-        return store
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def _creating(full: str, deadline: float) -> Iterator[bool]:
+    """Hold the lock of creating and destroying a store; False if its index went meanwhile."""
+    try:
+        locks = ByteLocks(full)
+    except FileNotFoundError:  # a pruner took the empty segment for an abandoned one
+        yield False
+        return
+    try:
+        if not locks.lock(LB_INIT, deadline):
+            raise MFSUnfinishedStoreError(f"Another process is creating or destroying {full} and does not go on.")
+        yield True
+    finally:
+        locks.close()
 
 
 def _same_file(fd: int, full: str) -> bool:
@@ -522,18 +542,18 @@ def _same_file(fd: int, full: str) -> bool:
         os.close(other)
 
 
-def _is_ready(fd: int) -> bool:
-    """Whether a finished store (of whatever version) stands in the segment; what is not ours counts as one."""
+def _state(fd: int) -> int:
+    """State of the store in a segment, of whatever version; what is not ours counts as a store that stands."""
     head = os.pread(fd, W_IDENTITY_END * WORD, 0)
     if len(head) < W_IDENTITY_END * WORD:
-        return False
+        return STATE_INIT
     words = memoryview(head).cast("Q")
     if words[W_MAGIC] == 0:
-        return False
-    return words[W_MAGIC] != MAGIC or words[W_STATE] == STATE_READY
+        return STATE_INIT
+    return STATE_READY if words[W_MAGIC] != MAGIC else words[W_STATE]
 
 
-def _initialise(name: str, full: str, fd: int, parameters: Parameters) -> None:
+def _initialise(full: str, fd: int, parameters: Parameters) -> None:
     """Write a new store into the segment, READY last. Whatever an unfinished creator left is cleared away first."""
     _wipe(fd)
     uuid = uuids.uuid4()
@@ -562,16 +582,15 @@ def _initialise(name: str, full: str, fd: int, parameters: Parameters) -> None:
     except BaseException:
         _unlink_belongings(uuid)
         segment.unlink(full)
-        os.close(fd)
         raise
 
 
 def _wipe(fd: int) -> None:
-    """Unlink what an unfinished creator made; its uuid is in the head if it came that far."""
+    """Unlink what a store consists of but its index; the uuid is in the head if its creator came that far."""
     head = os.pread(fd, W_IDENTITY_END * WORD, 0)
     if len(head) == W_IDENTITY_END * WORD:
         words = memoryview(head).cast("Q")
-        if words[W_UUID_HIGH]:
+        if words[W_MAGIC] in (MAGIC, 0) and words[W_UUID_HIGH]:
             _unlink_belongings(uuids.UUID(int=words[W_UUID_HIGH] << 64 | words[W_UUID_LOW]))
 
 
@@ -730,10 +749,12 @@ def leave_all() -> None:
 def _destroy_if_unused(name: str) -> None:
     """Destroy a private store that no process has any more."""
     with contextlib.suppress(OSError, ValueError):
-        locks = ByteLocks(names.index_name(name))
+        full = names.index_name(name)
+        locks = ByteLocks(full)
         try:
-            if locks.try_lock(LB_INIT) and locks.try_lock(LB_LIFE):
-                destroy(name)
+            if locks.try_lock(LB_INIT) and locks.try_lock(LB_LIFE) and _same_file(locks.fd, full):
+                _mark_destroyed(locks.fd)
+                _finish_destroying(full, locks.fd)
         finally:
             locks.close()
 
@@ -830,25 +851,34 @@ def destroy(name: str) -> None:
         stat = os.fstat(fd)
         if stat.st_uid != os.geteuid():
             raise MFSNotOwnerError(f"The store {name!r} belongs to uid {stat.st_uid}; only that user may destroy it.")
-        head = os.pread(fd, W_IDENTITY_END * WORD, 0)
-        if len(head) < W_IDENTITY_END * WORD:
-            segment.unlink(full)
-            return
-        words = memoryview(head).cast("Q")
-        uuid = uuids.UUID(int=words[W_UUID_HIGH] << 64 | words[W_UUID_LOW])
-        if words[W_MAGIC] == MAGIC:
-            os.pwrite(fd, STATE_DESTROYED.to_bytes(WORD, "little"), W_STATE * WORD)
-        segment.unlink(full)
-        if words[W_MAGIC] in (MAGIC, 0) and uuid.int:
-            _unlink_belongings(uuid)
+        _mark_destroyed(fd)
+        try:
+            with _creating(full, time.monotonic() + WAIT_FOR_CREATOR_S) as ours:
+                if ours and _same_file(fd, full):
+                    _finish_destroying(full, fd)
+        except MFSUnfinishedStoreError:  # its creator is stopped: it goes all the same
+            _finish_destroying(full, fd)
     finally:
         os.close(fd)
 
 
+def _mark_destroyed(fd: int) -> None:
+    """From here on every call of those who are attached fails."""
+    if os.pread(fd, WORD, W_MAGIC * WORD) == MAGIC.to_bytes(WORD, sys.byteorder):
+        os.pwrite(fd, STATE_DESTROYED.to_bytes(WORD, sys.byteorder), W_STATE * WORD)
+
+
+def _finish_destroying(full: str, fd: int) -> None:
+    """Unlink all of a store, the index last: whoever dies on the way leaves something that says what is left."""
+    _wipe(fd)
+    segment.unlink(full)
+
+
 def destroy_segments(name: str, uuid: uuids.UUID, w: Words) -> None:
+    """Unlink all of a store that we have attached."""
     w[W_STATE] = STATE_DESTROYED
-    segment.unlink(names.index_name(name))
     _unlink_belongings(uuid)
+    segment.unlink(names.index_name(name))
 
 
 def _unlink_belongings(uuid: uuids.UUID) -> None:

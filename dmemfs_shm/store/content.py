@@ -262,14 +262,16 @@ class Content:
         store = self.store
         with store.growing:
             slot_at = store.layout.slot_at(store.slot)
-            if self._leased_pins == PINS:
+            index = self._leased_pins
+            if index == PINS:
                 raise MFSTooManyHandlesError(f"At most {PINS} views a process.")
-            if self._leased_pins == self.w[slot_at + S_PINS]:
-                store.index.back((slot_at + PINS_AT + self._leased_pins * PIN_WORDS) * WORD, PAGE)
-                self.w[slot_at + S_PINS] = self._leased_pins + _PINS_A_PAGE
-            pin = slot_at + PINS_AT + self._leased_pins * PIN_WORDS
-            self._leased_pins += 1
-            return pin
+            if index == self.w[slot_at + S_PINS]:
+                store.index.back((slot_at + PINS_AT + index * PIN_WORDS) * WORD, PAGE)
+                self.w[slot_at + S_PINS] = index + _PINS_A_PAGE
+            if self._leased_pins != index:  # a signal handler came in between
+                return self.lease_pin()
+            self._leased_pins = index + 1
+            return slot_at + PINS_AT + index * PIN_WORDS
 
     def return_pin(self, pin: int) -> None:
         self._free_pins.append(pin)

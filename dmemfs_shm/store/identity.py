@@ -41,6 +41,7 @@ from .layout import (
     Layout,
 )
 
+THOROUGH_S = 1.0
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of Linux: type, whence, start, length, pid
 
 
@@ -155,7 +156,7 @@ def command_line() -> bytes:
 class Participants:
     """The slots, as one process sees them. ``me`` is its own slot, or -1 for an observer that has none."""
 
-    __slots__ = ("_namespace", "layout", "locks", "me", "w")
+    __slots__ = ("_namespace", "_thorough_at", "layout", "locks", "me", "w")
 
     def __init__(self, w: Words, layout: Layout, locks: ByteLocks) -> None:
         self.w = w
@@ -163,6 +164,7 @@ class Participants:
         self.locks = locks
         self.me = -1
         self._namespace = pid_namespace()
+        self._thorough_at = 0.0
 
     def epoch(self, slot: int) -> int:
         return self.w[self.layout.slot_at(slot) + S_EPOCH]
@@ -185,14 +187,19 @@ class Participants:
         return now == -1 or (now > 0 and now != started)
 
     def dead(self) -> list[tuple[int, int]]:
-        """(slot, epoch) of every participant that died without leaving."""
+        """(slot, epoch) of every participant that died without leaving. Asks /proc only once a second: it is slow."""
         found = []
+        thorough = time.monotonic() >= self._thorough_at
+        if thorough:
+            self._thorough_at = time.monotonic() + THOROUGH_S
         for slot in range(self.layout.slots):
             at = self.layout.slot_at(slot)
             if not self.has_memory(slot):
                 break  # slots get memory in order
             epoch = self.w[at + S_EPOCH]
-            if self.w[at + S_PID] and self.is_dead(slot, epoch):
+            if not self.w[at + S_PID] or slot == self.me:
+                continue
+            if self.locks.is_free(LB_SLOT + slot) or (thorough and self._is_another_process(at)):
                 found.append((slot, epoch))
         return found
 

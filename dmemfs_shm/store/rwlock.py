@@ -135,14 +135,16 @@ class FileLocks:
         store = self.store
         with store.growing:
             slot_at = self.layout.slot_at(store.slot)
-            if self._leased == RECORDS:
+            index = self._leased
+            if index == RECORDS:
                 raise MFSTooManyHandlesError(f"At most {RECORDS - RECORDS_RESERVED} open handles a process.")
-            if self._leased == self.w[slot_at + S_RECORDS]:
-                store.index.back((slot_at + RECORDS_AT + self._leased * RECORD_WORDS) * WORD, PAGE)
-                self.w[slot_at + S_RECORDS] = self._leased + PAGE_WORDS // RECORD_WORDS
-            record = slot_at + RECORDS_AT + self._leased * RECORD_WORDS
-            self._leased += 1
-            return record
+            if index == self.w[slot_at + S_RECORDS]:
+                store.index.back((slot_at + RECORDS_AT + index * RECORD_WORDS) * WORD, PAGE)
+                self.w[slot_at + S_RECORDS] = index + PAGE_WORDS // RECORD_WORDS
+            if self._leased != index:  # a signal handler came in between
+                return self.lease()
+            self._leased = index + 1
+            return slot_at + RECORDS_AT + index * RECORD_WORDS
 
     def announce(self, record: int) -> None:
         """Say in a record of ours whose request it is, before it is made; advisory, for `holds` and for our own thread."""

@@ -478,7 +478,7 @@ def test_creating(backend: str, every: int) -> None:
 @pytest.mark.parametrize(
     "backend",
     [
-        pytest.param("generation", marks=pytest.mark.xfail(reason="destroy takes the index away first", strict=True)),
+        "generation",
         "ofd",
     ],
 )

@@ -448,7 +448,6 @@ def attached_and_asking(link: Link, name: str) -> None:
         lock(store, NODE)
 
 
-@pytest.mark.xfail(reason="create makes the new store in the segment of the old one", strict=True)
 def test_made_again_after_a_destroyer_died(standing: Standing) -> None:
     """Those who are attached to the old store are told so, not killed: its segment is not made into the new one."""
     with child("fork", attached_and_asking, standing.name) as other:
