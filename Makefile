@@ -14,6 +14,7 @@ $(READY): pyproject.toml
 	@echo "Setting up .venv, once: about half a minute."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[all]'
+	@$(BIN)/python -m compileall -q dmemfs_shm
 	@touch $@
 
 demo: $(READY)
