@@ -602,8 +602,11 @@ class Namespace:
             found = self.find(path, timeout)
             if not found[0]:
                 raise FileNotFoundError(f"No such directory: '{path.text}'")
-            if self.kind_of(found) == KIND_FILE:
+            kind = self.kind_of(found)
+            if kind == KIND_FILE:
                 raise NotADirectoryError(f"Not a directory: '{path.text}'")
+            if kind != KIND_DIR:
+                continue
             listed = self.entries_of(found[0], found[1], timeout)
             if listed or self.is_directory(found[0], found[1]):  # else it was renamed or removed before it was listed
                 return listed
@@ -691,8 +694,7 @@ class Namespace:
         intent = self.store.layout.slot_at(self.store.slot) + S_INTENT
         with self.store.intending:
             try:
-                top = self.store.transact(lambda section: self._begin_copy(section, src, dst, intent), timeout)
-                source = self.find(src, timeout)
+                source, top = self.store.transact(lambda section: self._begin_copy(section, src, dst, intent), timeout)
                 charge = self._tree_charge(source)
                 self.store.transact(lambda section: self.content.require_charge(section, charge), timeout)
                 self._copy_children(source, top, timeout)
@@ -713,7 +715,7 @@ class Namespace:
                     total += self.content.charged(units_for(self.w[self.at(entry.node) + N_SIZE]) * UNIT)
         return total
 
-    def _begin_copy(self, section: Section, src: Path, dst: Path, intent: int) -> int:
+    def _begin_copy(self, section: Section, src: Path, dst: Path, intent: int) -> tuple[Found, int]:
         node = self.tree.walk(src.parts)
         if not node:
             raise FileNotFoundError(f"No such file or directory: '{src.text}'")
@@ -725,7 +727,7 @@ class Namespace:
         self.tree.check_limit(section)
         top = self.tree.make_directory(section)
         section.plan[intent] = top
-        return top
+        return (node, self.w[self.at(node) + N_GENERATION], self.w[NAMESPACE]), top
 
     def _end_copy(self, section: Section, dst: Path, top: int, intent: int) -> None:
         if self.tree.walk(dst.parts):
