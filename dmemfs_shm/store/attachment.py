@@ -462,7 +462,7 @@ class Attachment:
 
             logger = logging.getLogger("dmemfs_shm")
             while self.recovery.events:
-                logger.warning("%s", self.recovery.events.popleft())
+                logger.info("%s", self.recovery.events.popleft())
 
     # ---- the life of a private store
 

@@ -17,7 +17,7 @@ file, and a `threading.Lock` among the threads of this process.
     q8  generation = g + 2            COMMIT
     q9  wake those who sleep on the old semaphore, unlink it, make a spare
 
-The spare semaphores (two a store) were never opened by anybody, so their value is one; q2 gives one its new name by
+The spare semaphores (SPARES a store) were never opened by anybody, so their value is one; q2 gives one its new name by
 `rename`, which needs no memory: recovery works with /dev/shm full.
 """
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from .identity import Participants
 
-SPARES = 2
+SPARES = 8  # each recovery with a full /dev/shm takes one, and idle participants keep the old ones mapped
 _MEMBARRIER_GLOBAL = 1
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 
