@@ -33,6 +33,7 @@ from dmemfs_shm.store.layout import (
     S_CLAIM,
     generation_at,
 )
+from dmemfs_shm.store.recovery import SPARES
 
 from ..crash.harness import short_slices, watched
 from ..lockstore import (
@@ -141,11 +142,11 @@ def test_lost_token(generations: Attachment) -> None:
         assert sound(store) == []
 
 
-@pytest.mark.parametrize("spares", [2, 1, 0])
+@pytest.mark.parametrize("spares", [SPARES, 1, 0])
 def test_lost_tokens_and_few_spares(generations: Attachment, spares: int) -> None:
     """The next generation has exactly one token, be its semaphore a spare or a new one; spares are made again."""
     store = generations
-    for spare in range(spares, 2):
+    for spare in range(spares, SPARES):
         posix_ipc.unlink_semaphore(names.spare(store.uuid, spare))
     for number in (1, 2, 3):
         inside(store, number, lambda: None)
@@ -153,7 +154,7 @@ def test_lost_tokens_and_few_spares(generations: Attachment, spares: int) -> Non
     for number in (1, 2, 3):
         inside(store, number, lambda: None, 10)
     assert sound(store) == []
-    assert len([entry for entry in leftovers(store.uuid.hex) if "spare" in entry]) == 2
+    assert len([entry for entry in leftovers(store.uuid.hex) if "spare" in entry]) == SPARES
 
 
 def die_inside(link: Link, name: str) -> None:
