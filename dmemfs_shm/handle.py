@@ -400,10 +400,7 @@ class MemoryFileHandle(io.RawIOBase):
         self._fs._handles.pop(record, None)
         if store.forked or store.is_left or self._w[W_STATE] != STATE_READY:
             return
-        if self._writable:
-            store.close_record(record)
-        else:
-            store.close_reader(record, self._at)
+        store.close_record(record)
 
     def __enter__(self) -> Self:
         return self

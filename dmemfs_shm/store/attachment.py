@@ -56,7 +56,6 @@ from .layout import (
     FILES,
     FINGERPRINT,
     KIND_DIR,
-    KIND_ORPHAN,
     KIND_SHIFT,
     LB_ATTACH,
     LB_INIT,
@@ -284,19 +283,6 @@ class Attachment:
             with contextlib.suppress(MFSNoSpaceError):
                 self.tree.grow_buckets()
         return result
-
-    def close_reader(self, record: int, at: int) -> None:
-        """The end of a handle that only read; *at* is its node's first word."""
-        try:
-            self.rw.unlock(record)
-            if self.w[at + N_NAME] >> KIND_SHIFT == KIND_ORPHAN:
-                self.names.drain_orphans()
-        except MFSStoreBusyError:
-            self.rw.release_later(record)
-        except BaseException:
-            if self.state == STATE_READY:
-                self.rw.release_later(record)
-            raise
 
     def close_record(self, record: int) -> None:
         """The end of a handle: `Namespace.finish`, or a note for the next operation if a stopped process is in the way."""
