@@ -203,8 +203,10 @@ class FileLocks:
         node = w[record] >> REC_NODE_SHIFT
         at = self.nodes_at + node * NODE_WORDS
         mutex = self.mutexes[1 + node % INODE_MUTEXES]
-        thread = self.threads.enter()
-        posts: list[int] = []
+        thread = self.threads.thread
+        if thread.inside:
+            self.threads.enter()
+        posts: list[int] | None = None
         try:
             mutex.acquire(thread, self.store.patience)
             held, lock = w[record], w[at]
