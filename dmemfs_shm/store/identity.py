@@ -87,19 +87,19 @@ class ByteLocks:
 
     def is_free(self, byte: int) -> bool:
         """Whether nobody else has the byte. Our own description never conflicts with itself; any error is "no"."""
-        try:
-            answer = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
-        except OSError:
-            return False
-        return bool(_FLOCK.unpack(answer)[0] == fcntl.F_UNLCK)
+        return self._conflict(byte, fcntl.F_WRLCK) == fcntl.F_UNLCK
 
     def is_locked_exclusively(self, byte: int) -> bool:
         """Whether somebody else has the byte for himself alone, not shared; any error is "no"."""
+        return self._conflict(byte, fcntl.F_RDLCK) == fcntl.F_WRLCK
+
+    def _conflict(self, byte: int, kind: int) -> int | None:
+        """What kind of lock stands in the way of one of that kind; F_UNLCK if none does, None on any error."""
         try:
-            answer = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+            answer = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
         except OSError:
-            return False
-        return bool(_FLOCK.unpack(answer)[0] == fcntl.F_WRLCK)
+            return None
+        return int(_FLOCK.unpack(answer)[0])
 
     def lock_is_lost(self) -> bool:
         """Whether somebody closed our descriptor behind our back (os.closerange, a daemoniser)."""
