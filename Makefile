@@ -34,7 +34,7 @@ fmt: $(READY)
 	$(BIN)/ruff format
 
 crash: $(READY)
-	$(BIN)/pytest -m crash --timeout=3600 $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses=4 -m crash --timeout=3600 $(ARGS)
 
 stress: $(READY)
 	$(BIN)/pytest tests/stress -m "slow or not slow" --timeout=3600 $(ARGS)

@@ -21,6 +21,8 @@ from hypothesis import HealthCheck, Phase, settings
 from dmemfs_shm import MemoryFileSystem
 from dmemfs_shm.errors import MFSClosedError, MFSStoreGoneError
 
+from . import figures
+
 MIB = 1 << 20
 
 settings.register_profile(
@@ -55,6 +57,16 @@ def pytest_collection_finish() -> None:
     """Leave what is loaded by now out of every later collection, which would look at it after each test."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how much the crash suites of this session have really tried."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    total = figures.add_up(said for report in reports if report.when == "call" for said in report.user_properties)
+    if total:
+        terminalreporter.section("figures")
+        for name, value in total.items():
+            terminalreporter.write_line(f"{value:>12,.0f}  {name}")
 
 
 def mark_of(fs: MemoryFileSystem) -> str:

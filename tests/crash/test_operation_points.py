@@ -20,6 +20,7 @@ import pytest
 
 from dmemfs_shm import MemoryFileSystem, MFSAbandonedFileError
 
+from ..figures import KILL_POINTS
 from ..lockstore import BOTH, clear_away, fresh_name
 from ..processes import DEADLINE_S
 from .harness import Fault, kill_everywhere, run_child, short_slices
@@ -412,10 +413,10 @@ def short(what: Any) -> str:
 @pytest.mark.parametrize("backend", BOTH)
 @pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation(name: str, every: int, backend: str) -> None:
+def test_operation(name: str, every: int, backend: str, record_property: Callable[[str, object], None]) -> None:
     """Before, after, or (a file being written) abandoned; sound; all locks free; the quota exact."""
     operation = OPERATIONS[name]
     setup = setup_of(operation, backend)
     after = what_comes_of(operation, setup)
     points = kill_everywhere(setup, run(operation), verdict(operation, after), every=every)
-    assert points
+    record_property(KILL_POINTS, points)
