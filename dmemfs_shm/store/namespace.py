@@ -161,13 +161,17 @@ class Namespace:
                 self.remember(path.text, found)
             return found
 
-        def step(section: Section) -> Found:
-            node = self.tree.walk(path.parts)
-            if node:
-                self.settle(section, node)
-            return node, self.w[self.at(node) + N_GENERATION] if node else 0, self.w[NAMESPACE]
+        return self.store.transact(lambda section: self._walk(section, path.parts), timeout)
 
-        return self.store.transact(step, timeout)
+    def _walk(self, section: Section, parts: list[bytes]) -> Found:
+        """As `find`, and from now on the way there is one without a lock, too."""
+        tree, node = self.tree, ROOT
+        for part in parts:
+            node = tree.find(node, part) if tree.kind(node) == KIND_DIR else 0
+            if not node:
+                return 0, 0, self.w[NAMESPACE]
+            self.settle(section, node)
+        return node, self.w[self.at(node) + N_GENERATION], self.w[NAMESPACE]
 
     def settle(self, section: Section, node: int) -> None:
         """Even a sequence that a dead process left odd."""

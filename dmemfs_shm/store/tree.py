@@ -216,35 +216,45 @@ class Tree:
         """(node, generation, namespace) at that path, node 0 if there is none: as it was at one moment of the call.
 
         Takes no lock. Unsettled: names changed meanwhile; look again inside m[0].
+
+        Every node on the way is looked at as `_settled` does, for it may have become another one since it was found. A
+        directory that was settled keeps its name while the namespace word stays; so the whole path was there when its last
+        part was settled.
         """
         w = self.w
         names, namespace = w[TREE_SEQ], w[NAMESPACE]
-        try:
-            node = self.walk(parts)
-        except MFSCorruptStoreError:
-            if names & 1 or w[TREE_SEQ] != names:
-                raise Unsettled from None
-            raise
-        if not node:
-            if names & 1 or w[TREE_SEQ] != names:
-                raise Unsettled
-            return 0, 0, namespace
-        at = self.nodes_at + node * NODE_WORDS
-        generation = w[at + N_GENERATION]
-        if not generation & 1 or w[at + N_SEQ] & 1 or namespace & 1:
-            raise Unsettled
-        # In this order: generation, sequence, name, generation. A rename that is under way has the sequence odd before
-        # it stores anything else, and until everything else is committed or undone.
-        if parts and not self._is_named(at, parts[-1]):
-            raise Unsettled
-        if w[at + N_GENERATION] != generation or w[NAMESPACE] != namespace:
+        node, generation, kind = ROOT, w[self.nodes_at + ROOT * NODE_WORDS + N_GENERATION], KIND_DIR
+        for part in parts:
+            try:
+                found = self.find(node, part) if kind == KIND_DIR else 0
+            except MFSCorruptStoreError:
+                if names & 1 or w[TREE_SEQ] != names:
+                    raise Unsettled from None
+                raise
+            if not found:
+                if names & 1 or w[TREE_SEQ] != names:
+                    raise Unsettled
+                return 0, 0, namespace
+            generation, kind = self._settled(found, node, part)
+            node = found
+        if namespace & 1 or w[NAMESPACE] != namespace:
             raise Unsettled
         return node, generation, namespace
 
-    def _is_named(self, at: int, name: bytes) -> bool:
-        word = self.w[at + N_NAME]
-        key = self.hash(self.w[at + N_PARENT], name)
-        return word & _IDENTITY == key | len(name) << NAME_BYTES_SHIFT and self._has_name(at, name)
+    def _settled(self, node: int, parent: int, name: bytes) -> tuple[int, int]:
+        """(generation, kind) of a node that has that name in that directory, not half made or moved; or Unsettled."""
+        w, at = self.w, self.nodes_at + node * NODE_WORDS
+        # In this order: generation, sequence, name, generation. A creation or a rename that is under way has the sequence
+        # odd before it stores anything else, and until everything else is committed or undone.
+        generation = w[at + N_GENERATION]
+        if not generation & 1 or w[at + N_SEQ] & 1:
+            raise Unsettled
+        word = w[at + N_NAME]
+        if word >> NAME_BYTES_SHIFT & 0xFFFF != len(name) or w[at + N_PARENT] != parent or not self._has_name(at, name):
+            raise Unsettled
+        if w[at + N_GENERATION] != generation:
+            raise Unsettled
+        return generation, word >> KIND_SHIFT & 0xFF
 
     def children(self, node: int) -> list[int]:
         """The entries of a directory. REQUIRES m[0], or that the caller checks that no name changed meanwhile."""

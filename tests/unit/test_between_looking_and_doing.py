@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from dmemfs_shm import MemoryFileSystem, MFSNodeLimitExceededError
+from dmemfs_shm.store.layout import N_SEQ, journal_at
+from dmemfs_shm.store.tree import Unsettled
 
 from ..conftest import Stores
+from ..crash.harness import WordBuffer, instrument
 
 
 @contextlib.contextmanager
@@ -33,6 +36,26 @@ def after_finding(fs: MemoryFileSystem, happens: Callable[[], Any]) -> Iterator[
         yield
     finally:
         names.find = real
+
+
+@contextlib.contextmanager
+def after_stepping_to(fs: MemoryFileSystem, name: bytes, happens: Callable[[], Any]) -> Iterator[None]:
+    """Call happens() once, in the middle of a walk, just after it came to that name."""
+    tree: Any = fs._store.tree
+    real = tree.find
+
+    def find(parent: int, part: bytes) -> int:
+        node = real(parent, part)
+        if part == name:
+            tree.find = real
+            happens()
+        return int(node)
+
+    tree.find = find
+    try:
+        yield
+    finally:
+        tree.find = real
 
 
 @pytest.fixture
@@ -77,6 +100,67 @@ def test_listing_a_directory_that_moves(other: MemoryFileSystem) -> None:
     with after_finding(other, lambda: other.rename("/d", "/moved")), pytest.raises(FileNotFoundError):
         other.listdir("/d")
     assert other.listdir("/moved") == ["e"]
+
+
+def test_file_that_goes_to_another_directory(other: MemoryFileSystem) -> None:
+    """Under its old path it is gone, though it has the same name there."""
+    other.write_bytes("/d/f", b"")
+    other.mkdir("/done")
+    with after_stepping_to(other, b"f", lambda: other.rename("/d/f", "/done/f")), pytest.raises(FileNotFoundError):
+        other.open("/d/f")
+
+
+def test_file_on_the_way_whose_node_became_a_directory(other: MemoryFileSystem) -> None:
+    """A path through a file leads nowhere, whatever becomes of the file."""
+
+    def happens() -> None:
+        other.remove("/f")
+        other.mkdir("/new")
+        other.write_bytes("/new/x", b"")
+
+    with after_stepping_to(other, b"f", happens):
+        assert not other.exists("/f/x")
+
+
+def test_directory_on_the_way_that_never_was(fs: MemoryFileSystem) -> None:
+    """A walk came to a directory before its creation was committed; it was undone, and the node is another one by now."""
+    store: Any = fs._attached()
+    real, commits = store.tree.find, journal_at(0)
+    midway: list[Any] = []
+
+    class Interrupted(WordBuffer):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            if not midway and key == commits and value == 0:
+                midway.append(real(1, b"d"))
+                raise KeyboardInterrupt
+            self.words[key] = value
+
+    instrument(store, lambda words: Interrupted(words, lambda _: None))
+    with pytest.raises(KeyboardInterrupt):
+        fs.mkdir("/d")
+    fs.mkdir("/new")
+    fs.write_bytes("/new/x", b"")
+    assert midway == [real(1, b"new")]
+
+    def find(parent: int, part: bytes) -> int:
+        store.tree.find = real
+        return int(midway[0])
+
+    store.tree.find = find
+    assert not fs.exists("/d/x")
+
+
+def test_directories_of_the_dead(fs: MemoryFileSystem) -> None:
+    """Sequences that a death left odd, between a commit and the end of its section, are mended all along the way."""
+    fs.mkdir("/d/e")
+    store: Any = fs._attached()
+    parts = [b"d", b"e"]
+    for depth in (1, 2):
+        store.w[store.names.at(store.tree.walk(parts[:depth])) + N_SEQ] |= 1
+    with pytest.raises(Unsettled):
+        store.tree.look_up([*parts, b"x"])
+    assert not fs.exists("/d/e/x")
+    assert store.tree.look_up([*parts, b"x"])[0] == 0
 
 
 def test_new_directories_stand_all_or_none(stores: Stores) -> None:
