@@ -77,6 +77,7 @@ from .layout import (
     STATE_READY,
     W_STATE,
     WORD,
+    journal_at,
 )
 from .mutex import SLICE_S, Mutex, Thread, Threads
 
@@ -429,9 +430,12 @@ class FileLocks:
         """Free every record of a participant that was found dead; False if its slot has a new tenant already.
 
         Also a new tenant's way of cleaning its slot. One transaction a record; every node mutex is entered, so that no
-        uncommitted word is believed.
+        uncommitted word is believed. A file's creation puts its record under m[0] alone: if that was under way, it is
+        finished or taken back before.
         """
         at = self.layout.slot_at(slot)
+        if self.w[journal_at(0)]:
+            self.store.sections.run(lambda _: None, timeout)
         for k in range(1, 1 + INODE_MUTEXES):
             mutex = self.mutexes[k]
             thread = self.threads.enter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +13,11 @@ import pytest
 
 from dmemfs_shm import MemoryFileSystem
 from dmemfs_shm.errors import MFSDeadlockError, MFSFileOpenError, MFSLockTimeoutError
+from dmemfs_shm.store.layout import JOURNAL_WORDS, MUTEXES, journal_at
 
 from ..conftest import Stores
+from ..crash.harness import WordBuffer, instrument
+from ..lockstore import BOTH
 from ..processes import METHODS, Link, Task, child, held_open, in_thread, until
 
 EXCLUSIVE = ["wb", "ab", "r+b"]
@@ -508,3 +512,64 @@ def test_ten_threads_write_ten_files(fs: MemoryFileSystem) -> None:
         task.result()
     for number in range(10):
         assert fs.read_bytes(f"/staging/{number}.bin") == bytes([number]) * 5000
+
+
+# --- who died while he created a file --------------------------------------------------------------------------------
+
+
+def create_and_die(link: Link, name: str) -> None:
+    """Create a file up to the store that commits it."""
+    fs = MemoryFileSystem.attach(name)
+    store: Any = fs._attached()
+    link.send((store.slot, store.participants.epoch(store.slot)))
+
+    class Fatal(WordBuffer):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            if key == journal_at(0) and value == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.words[key] = value
+
+    instrument(store, lambda words: Fatal(words, lambda _: None))
+    fs.open("/never", "xb")
+
+
+def create_and_hold(link: Link, name: str) -> None:
+    fs = MemoryFileSystem.attach(name)
+    link.send("attached")
+    link.recv()
+    with fs.open("/new", "xb"):
+        link.send("created")
+        link.recv()
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_a_creation_that_never_was_is_not_reaped(stores: Stores, backend: str) -> None:
+    """Its record is taken back before the dead one is reaped: the node may be another file's by then, and in use."""
+    fs = stores.create(backend=backend)
+    store: Any = fs._attached()
+    with child("fork", create_and_hold, fs.name) as other:
+        other.receive()
+        with child("fork", create_and_die, fs.name) as dead:
+            slot, epoch = dead.receive()
+            dead.join()
+        until(lambda: store.participants.is_dead(slot, epoch), "it is dead")
+        midway: list[Any] = []
+
+        class Late(WordBuffer):
+            """Another process makes use of the node just before the first transaction on locks is stored."""
+
+            def __setitem__(self, key: Any, value: Any) -> None:
+                if not midway and value and key in range(journal_at(1), journal_at(MUTEXES), JOURNAL_WORDS):
+                    midway.append(other.send("create") or other.receive())
+                self.words[key] = value
+
+        instrument(store, lambda words: Late(words, lambda _: None))
+        store.reap_dead()
+        if not midway:
+            other.send("create")
+            assert other.receive() == "created"
+        with pytest.raises(MFSLockTimeoutError):
+            fs.open("/new", "rb", lock_timeout=0.0)
+        other.send("close")
+        other.receive()
+    assert fs.read_bytes("/new") == b""
