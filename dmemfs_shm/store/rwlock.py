@@ -548,10 +548,11 @@ class _Request:
         granted: list[int] = []
         try:
             mutex.acquire(thread, timeout)
-            same = self.w[self.at + N_GENERATION] == self.generation and self.w[NAMESPACE] == self.namespace
+            waits = self.w[self.record] & REC_STATE  # no directory above a file that is waited for moves or goes
+            same = self.w[self.at + N_GENERATION] == self.generation and (waits or self.w[NAMESPACE] == self.namespace)
             if same:
                 action(granted)  # type: ignore[operator]
-            elif self.w[self.record] & REC_STATE:
+            elif waits:
                 granted += locks._remove(mutex, self.record)
             mutex.release(thread)
         except BaseException:
@@ -560,7 +561,7 @@ class _Request:
         for record in granted:
             if record != self.record:
                 locks.post(record)
-        return same
+        return bool(same)
 
     def _timeout(self) -> MFSLockTimeoutError:
         store = self.locks.store
@@ -623,7 +624,7 @@ class _Request:
         while self.w[record] & REC_STATE != HELD:
             token = self._sleep(semaphore)
             late = self.deadline is not None and time.monotonic() >= self.deadline
-            if not token:
+            if late or not token:
                 store.relieve_locks()
             if not self._section(self._refuse if late else self._look, self._rest()):
                 return False

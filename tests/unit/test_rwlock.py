@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,6 @@ from dmemfs_shm.store.layout import (
     N_GENERATION,
     N_LOCK,
     N_SEQ,
-    NAMESPACE,
     QUEUED,
     REC_DIRTY,
     REC_WRITER,
@@ -323,6 +323,20 @@ def test_dead_holder(store: Attachment, kind: int) -> None:
         unlock(store, lock(store, NODE + 1, WRITE, 0.0))
 
 
+def test_dead_holder_found_at_the_deadline(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stray token at the last moment does not make it forget to look who is dead."""
+
+    def woken_late(self: Any, semaphore: Any) -> bool:
+        time.sleep(max(0.0, self.deadline - time.monotonic()))
+        return True
+
+    with child("fork", holding, store.name, [(NODE, WRITE)]) as running:
+        running.receive()
+        running.kill()
+        monkeypatch.setattr(rwlock._Request, "_sleep", woken_late)
+        unlock(store, lock(store, NODE, WRITE, 0.05))
+
+
 def test_dead_waiter(store: Attachment) -> None:
     """It is passed over: the reader behind a dead writer shares with the holder."""
     holder = Actor(store, READ)
@@ -409,11 +423,10 @@ def test_another_generation_or_namespace(store: Attachment) -> None:
     store.rw.free.append(record)
 
 
-@pytest.mark.parametrize("word", ["generation", "namespace"])
-def test_change_during_the_wait(store: Attachment, word: str) -> None:
+def test_change_during_the_wait(store: Attachment) -> None:
     """A waiter whose node has become another one leaves the queue and is told to look again."""
     holder = Actor(store, WRITE)
-    at = store.layout.node_at(NODE) + N_GENERATION if word == "generation" else NAMESPACE
+    at = store.layout.node_at(NODE) + N_GENERATION
 
     def ask() -> bool:
         record = store.rw.lease()
@@ -430,6 +443,25 @@ def test_change_during_the_wait(store: Attachment, word: str) -> None:
     assert queued(store, NODE) == 0
     store.w[at] = old
     holder.end()
+
+
+def test_place_in_the_queue_outlasts_a_rename(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that moves elsewhere costs nobody his turn; the node of a waiter cannot move with it."""
+    looks: list[int] = []
+    relieve = store.relieve_locks
+    monkeypatch.setattr(store, "relieve_locks", lambda: (looks.append(threading.get_ident()), relieve()))
+    holder = Actor(store, WRITE)
+    waiters = [Actor(store, WRITE), Actor(store, WRITE)]
+    since = sorted(hold.since_ns for hold in store.rw.holds(NODE))
+    store.sections.run(lambda section: section.freeze_namespace())
+    store.sections.run(lambda _: None)  # makes the namespace word even again, as after any death or refusal
+    looks.clear()
+    until(lambda: min(map(looks.count, set(looks)), default=0) > 1 < len(set(looks)), "both have looked since")
+    assert sorted(hold.since_ns for hold in store.rw.holds(NODE)) == since
+    holder.end()
+    for waiter in waiters:
+        waiter.gets_it()
+        waiter.end()
 
 
 # ---- sequence
