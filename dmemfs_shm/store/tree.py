@@ -244,15 +244,15 @@ class Tree:
     def _settled(self, node: int, parent: int, name: bytes) -> tuple[int, int]:
         """(generation, kind) of a node that has that name in that directory, not half made or moved; or Unsettled."""
         w, at = self.w, self.nodes_at + node * NODE_WORDS
-        # In this order: generation, sequence, name, generation. A creation or a rename that is under way has the sequence
-        # odd before it stores anything else, and until everything else is committed or undone.
-        generation = w[at + N_GENERATION]
-        if not generation & 1 or w[at + N_SEQ] & 1:
+        # In this order: generation, sequence, name, sequence. A creation or a rename that is under way has the sequence odd
+        # before it stores anything else, and until everything else is committed or undone.
+        generation, sequence = w[at + N_GENERATION], w[at + N_SEQ]
+        if not generation & 1 or sequence & 1:
             raise Unsettled
         word = w[at + N_NAME]
         if word >> NAME_BYTES_SHIFT & 0xFFFF != len(name) or w[at + N_PARENT] != parent or not self._has_name(at, name):
             raise Unsettled
-        if w[at + N_GENERATION] != generation:
+        if w[at + N_SEQ] != sequence:
             raise Unsettled
         return generation, word >> KIND_SHIFT & 0xFF
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dmemfs_shm import MemoryFileSystem, MFSNodeLimitExceededError
-from dmemfs_shm.store.layout import N_SEQ, journal_at
+from dmemfs_shm.store.layout import N_PARENT, N_SEQ, journal_at
 from dmemfs_shm.store.tree import Unsettled
 
 from ..conftest import Stores
@@ -148,6 +148,30 @@ def test_directory_on_the_way_that_never_was(fs: MemoryFileSystem) -> None:
 
     store.tree.find = find
     assert not fs.exists("/d/x")
+
+
+def test_rename_that_begins_between_two_loads(other: MemoryFileSystem) -> None:
+    """A walk that came from an earlier, undone rename is not taken in by the next one before its commit."""
+    other.write_bytes("/d/f", b"")
+    store: Any = other._attached()
+    real = store.tree.find
+    folder, file = real(1, b"d"), real(real(1, b"d"), b"f")
+    at = store.names.at(file)
+    store.w[at + N_PARENT] = 1  # as if it had come from there
+
+    class Begins(WordBuffer):
+        def __getitem__(self, key: Any) -> Any:
+            if key == at + N_PARENT and self.words[at + N_PARENT] == 1:
+                self.words[at + N_SEQ] += 1
+                self.words[at + N_PARENT] = folder
+            return self.words[key]
+
+    instrument(store, lambda words: Begins(words, lambda _: None))
+    store.tree.find = lambda parent, part: file if part == b"f" else real(parent, part)
+    with pytest.raises(Unsettled):
+        store.tree.look_up([b"d", b"f"])
+    store.tree.find = real
+    store.w[at + N_SEQ] += 1
 
 
 def test_directories_of_the_dead(fs: MemoryFileSystem) -> None:
