@@ -8,6 +8,7 @@ crosses a `multiprocessing.Pool`.
 from __future__ import annotations
 
 import errno
+import sys
 from typing import Any
 
 __all__ = [
@@ -269,7 +270,8 @@ class MFSAbandonedFileError(MFSError, OSError):
 class MFSCorruptStoreError(MFSError, OSError):
     """A word of the store has a value that it cannot have.
 
-    segment: name; offset: bytes from its start; expected: what should stand there, as text; found: the value.
+    segment: name; offset: bytes from its start, -1 where only the consequences were met; expected: what should stand
+    there, as text; found: the value.
     """
 
     _fields = ("segment", "offset", "expected", "found")
@@ -277,4 +279,13 @@ class MFSCorruptStoreError(MFSError, OSError):
 
     def __init__(self, segment: str, offset: int, expected: str, found: int | str) -> None:
         self.segment, self.offset, self.expected, self.found = segment, offset, expected, found
-        self._tell(f"Store damaged: {segment} at byte {offset}: expected {expected}, found {found}.")
+        where = segment if offset < 0 else f"{segment} at byte {offset}"
+        self._tell(f"Store damaged: {where}: expected {expected}, found {found}.")
+
+
+def raise_if_damage() -> None:
+    """In an `except` of the engine: MFSCorruptStoreError in place of an index outside the words or a number that fits none,
+    which nothing but a damaged word leads to."""
+    error = sys.exception()
+    if type(error) in (IndexError, OverflowError, ValueError):
+        raise MFSCorruptStoreError("index", -1, "numbers that lead somewhere", f"{type(error).__name__}: {error}") from error

@@ -66,12 +66,15 @@ from .store.layout import (
     ORPHANED,
     REC_DIRTY,
     REC_WRITER,
+    RUN_UNITS_SHIFT,
     SLOTS_MAX,
     STATE_READY,
+    UNIT,
     USED,
     W_FILE_CHARGE,
     W_QUOTA,
     W_STATE,
+    WORD_MAX,
 )
 from .store.namespace import Entry, Found, Path
 from .store.segment import Segment
@@ -406,7 +409,7 @@ class MemoryFileSystem:
             if w[at + N_PIN] & LOW32:
                 store.names.unshare(found[0], 0, 0, self._timeout)
             w[at + N_SIZE] = 0
-            w[at + N_CONTENT] = w[at + N_CONTENT] + 1
+            w[at + N_CONTENT] = w[at + N_CONTENT] + 1 & WORD_MAX
             w[at + N_MODIFIED] = time.time_ns()
         elif not allow_abandoned:
             raise MFSAbandonedFileError(os.fspath(path))
@@ -748,6 +751,8 @@ def _read_unlocked(store: Attachment, found: Found) -> bytes | None:
     size, run = w[at + N_SIZE], w[at + N_RUN]
     data = b""
     if size:
+        if size > (run >> RUN_UNITS_SHIFT) * UNIT:
+            return None
         try:
             segment, offset = store.arenas.locate(run)
         except MFSCorruptStoreError:

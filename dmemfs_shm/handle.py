@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
-from .errors import MFSForkedError, MFSStoreGoneError
+from .errors import MFSCorruptStoreError, MFSForkedError, MFSStoreGoneError
 from .store.layout import (
     LOW32,
     N_CAPACITY,
@@ -29,8 +29,12 @@ from .store.layout import (
     N_SIZE,
     NODE_WORDS,
     REC_DIRTY,
+    RUN_UNITS_SHIFT,
     STATE_READY,
+    UNIT,
     W_STATE,
+    WORD,
+    WORD_MAX,
 )
 
 if TYPE_CHECKING:
@@ -89,19 +93,21 @@ class MemoryFileHandle(io.RawIOBase):
     def _locate(self) -> None:
         """Learn where the bytes are: one piece, nearly always, or several."""
         w, at = self._w, self._at
-        self._capacity = w[at + N_CAPACITY]
+        self._capacity = capacity = w[at + N_CAPACITY]
         run = w[at + N_RUN]
         self._pieces: list[Piece] | None = None
         self._base = -1
-        if not run:
-            return
         arenas = self._store.arenas
-        if w[at + N_RUNS]:
+        blocks = (run >> RUN_UNITS_SHIFT) * UNIT
+        if run and w[at + N_RUNS]:
             self._pieces = arenas.pieces(self._store.content.runs(w, at))
-        else:
+            blocks = self._pieces[-1][1]
+        elif run:
             segment, self._base = arenas.locate(run)
             self._mm = segment.mm
             self._view = segment.view
+        if not w[at + N_SIZE] <= capacity == blocks:
+            raise MFSCorruptStoreError("index", (at + N_CAPACITY) * WORD, f"{blocks}, and a size of at most that", capacity)
 
     # ---- state
 
@@ -276,7 +282,7 @@ class MemoryFileHandle(io.RawIOBase):
             self._store_parts(pos, data)
         if end > size:
             w[at + N_SIZE] = self._size = end
-        w[at + N_CONTENT] = w[at + N_CONTENT] + 1
+        w[at + N_CONTENT] = w[at + N_CONTENT] + 1 & WORD_MAX
         w[at + N_MODIFIED] = time.time_ns()
         self._pos = end
         return count
@@ -344,7 +350,7 @@ class MemoryFileHandle(io.RawIOBase):
         store_bytes()
         w, at = self._w, self._at
         w[at + N_SIZE] = self._size = size
-        w[at + N_CONTENT] = w[at + N_CONTENT] + 1
+        w[at + N_CONTENT] = w[at + N_CONTENT] + 1 & WORD_MAX
         w[at + N_MODIFIED] = time.time_ns()
 
     def _preallocate(self, size: int) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 
+from .errors import MFSCorruptStoreError
 from .store.layout import NAME_BYTES_MAX, PATH_BYTES_MAX
 from .store.namespace import Path
 
@@ -41,7 +42,13 @@ def parse(path: AnyPath) -> Path:
 
 
 def decode(name: bytes) -> str:
-    return name.decode("utf-8", "surrogatepass")
+    """A name of the store as text. MFSCorruptStoreError if nobody can have given it."""
+    if b"\0" not in name and b"/" not in name:
+        try:
+            return name.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            pass
+    raise MFSCorruptStoreError("index", -1, "a name", repr(name))
 
 
 def canonical(parts: list[bytes]) -> str:

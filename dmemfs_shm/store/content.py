@@ -37,6 +37,7 @@ from .layout import (
     N_RUN,
     N_RUNS,
     N_SIBLINGS,
+    N_SIZE,
     NODE_BACKED,
     NODE_WORDS,
     ORPHANED,
@@ -129,6 +130,11 @@ class Content:
         return capacity + self.file_charge if capacity else 0
 
     # ---- runs
+
+    def check_size(self, at: int) -> None:
+        """MFSCorruptStoreError if a file says that it has more bytes than blocks. REQUIRES its lock."""
+        if self.w[at + N_SIZE] > self.w[at + N_CAPACITY]:
+            raise MFSCorruptStoreError("index", (at + N_SIZE) * WORD, f"at most {self.w[at + N_CAPACITY]}", self.w[at + N_SIZE])
 
     def runs(self, words: Plan | Words, at: int) -> list[int]:
         """The runs of a node in the order of the file."""
@@ -424,11 +430,10 @@ class Content:
         plan = section.plan
         links = plan[self.at(node) + N_SIBLINGS]
         before, after = links >> 32, links & LOW32
-        if before:
-            at = self.tree.check_node(before, head) + N_SIBLINGS
-            plan[at] = plan[at] & ~LOW32 | after
-        else:
-            plan[head] = after
+        refers = self.tree.check_node(before, head) + N_SIBLINGS if before else head
+        if plan[refers] & LOW32 != node:
+            raise MFSCorruptStoreError("index", refers * WORD, f"a reference to node {node}", plan[refers])
+        plan[refers] = plan[refers] & ~LOW32 | after
         if after:
             at = self.tree.check_node(after, head) + N_SIBLINGS
             plan[at] = before << 32 | plan[at] & LOW32

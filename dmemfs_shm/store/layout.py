@@ -35,6 +35,7 @@ from typing import Final
 
 PAGE: Final = 4096
 WORD: Final = 8
+WORD_MAX: Final = (1 << 64) - 1
 PAGE_WORDS: Final = PAGE // WORD
 
 MAGIC: Final = int.from_bytes(b"DMEMFS\0S", "little")

@@ -23,7 +23,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import MFSAbandonedFileError, MFSCorruptStoreError, MFSFileOpenError, MFSNoSpaceError, MFSViewError
+from ..errors import (
+    MFSAbandonedFileError,
+    MFSCorruptStoreError,
+    MFSFileOpenError,
+    MFSNoSpaceError,
+    MFSParameterError,
+    MFSViewError,
+)
 from .content import units_for
 from .layout import (
     D_CHILD,
@@ -166,10 +173,12 @@ class Namespace:
     def _walk(self, section: Section, parts: list[bytes]) -> Found:
         """As `find`, and from now on the way there is one without a lock, too."""
         tree, node = self.tree, ROOT
+        tree.check_entry(ROOT)
         for part in parts:
             node = tree.find(node, part) if tree.kind(node) == KIND_DIR else 0
             if not node:
                 return 0, 0, self.w[NAMESPACE]
+            tree.check_entry(node)
             self.settle(section, node)
         return node, self.w[self.at(node) + N_GENERATION], self.w[NAMESPACE]
 
@@ -528,7 +537,7 @@ class Namespace:
                 raise FileExistsError(f"Destination already exists: '{dst.text}'")
             directory = self.tree.kind(node) == KIND_DIR
             if directory and dst.parts[: len(src.parts)] == src.parts:
-                raise ValueError(f"Cannot move a directory into itself: '{src.text}' to '{dst.text}'")
+                raise MFSParameterError(f"Cannot move a directory into itself: '{src.text}' to '{dst.text}'")
             if directory:
                 self._freeze(section, node)
             else:
@@ -656,6 +665,8 @@ class Namespace:
             if child >= backed or len(listed) > backed:
                 raise MFSCorruptStoreError("index", before * WORD, "a node", child)
             at = nodes_at + child * NODE_WORDS
+            if w[at + N_PARENT] != node:
+                raise MFSCorruptStoreError("index", before * WORD, f"an entry of node {node}", child)
             word = w[at + N_NAME]
             size = word >> NAME_BYTES_SHIFT & 0xFFFF
             start = (at + N_TEXT) * WORD
@@ -682,7 +693,8 @@ class Namespace:
             for _ in range(LISTED_A_VISIT):
                 if not child:
                     return True
-                at = self.tree.check_node(child, self.at(node))
+                self.tree.check_child(child, node, self.at(node))
+                at = self.at(child)
                 entry = self._entry(child)
                 seen[entry.name] = entry
                 last[:] = [entry]
@@ -744,7 +756,7 @@ class Namespace:
         """What was prepared under an intent word goes to the trash."""
         top = section.plan[intent]
         if top:
-            self.tree.check_node(top, intent)
+            self.tree.check_child(top, 0, intent)
             self._to_trash(section, top)
             section.plan[intent] = 0
 
@@ -930,6 +942,7 @@ class Namespace:
             size = w[at + N_SIZE]
             if not size:
                 return pin, 0, 0
+            self.content.check_size(at)
             if w[at + N_RUNS] >> 32:
                 if not pieces:
                     return None  # it came in pieces since: once more, with the exclusive lock
@@ -984,9 +997,11 @@ class Namespace:
             top = self.w[TRASH]
             if not top:
                 return False
+            self.tree.check_child(top, 0, TRASH)
             node = top
             while self.tree.kind(node) == KIND_DIR and (child := self.w[self.at(node) + D_CHILD]):
-                node = (self.tree.check_node(child, self.at(node)) - self.nodes_at) // NODE_WORDS
+                self.tree.check_child(child, node, self.at(node) + D_CHILD)
+                node = child
             if node == top:
                 section.plan[TRASH] = self.w[self.at(top) + N_SIBLINGS] & LOW32
                 self.tree.unmake(section, top, KIND_DIR)

@@ -34,7 +34,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import posix_ipc
 
-from ..errors import MFSCorruptStoreError, MFSDeadlockError, MFSLockTimeoutError, MFSStoreBusyError, MFSTooManyHandlesError
+from ..errors import (
+    MFSCorruptStoreError,
+    MFSDeadlockError,
+    MFSLockTimeoutError,
+    MFSStoreBusyError,
+    MFSTooManyHandlesError,
+    raise_if_damage,
+)
 from . import names
 from .journal import Plan, Words, commit
 from .layout import (
@@ -192,6 +199,7 @@ class FileLocks:
                 taken = True
         except BaseException:
             mutex.abandon(thread)
+            raise_if_damage()
             raise
         return taken or _Request(self, node, generation, namespace, record, kind, timeout).wait()
 
@@ -240,6 +248,7 @@ class FileLocks:
             mutex.release(thread)
         except BaseException:
             mutex.abandon(thread)
+            raise_if_damage()
             raise
         self.free.append(record)
         if posts:
@@ -452,6 +461,7 @@ class FileLocks:
                 mutex.release(thread)
             except BaseException:
                 mutex.abandon(thread)
+                raise_if_damage()
                 raise
             for record in granted:
                 self.post(record)
@@ -557,6 +567,7 @@ class _Request:
             mutex.release(thread)
         except BaseException:
             mutex.abandon(thread)
+            raise_if_damage()
             raise
         for record in granted:
             if record != self.record:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from ..errors import raise_if_damage
 from .journal import Plan, Words, commit
 from .layout import INODE_MUTEXES, N_SEQ, NAMESPACE, NODE_WORDS, TREE_SEQ
 from .mutex import Mutex, Thread
@@ -149,4 +150,5 @@ class Sections:
             return result
         except BaseException:
             section.abandon()
+            raise_if_damage()
             raise

@@ -100,6 +100,19 @@ class Tree:
             raise MFSCorruptStoreError("index", at * WORD, "a node", node)
         return self.nodes_at + node * NODE_WORDS
 
+    def check_entry(self, node: int) -> None:
+        """MFSCorruptStoreError unless a node that has a name is a file or directory in use. REQUIRES m[0]."""
+        at = self.nodes_at + node * NODE_WORDS
+        if self.kind(node) not in (KIND_FILE, KIND_DIR) or not self.w[at + N_GENERATION] & 1:
+            raise MFSCorruptStoreError("index", (at + N_NAME) * WORD, "a file or directory", self.w[at + N_NAME])
+
+    def check_child(self, node: int, parent: int, at: int) -> None:
+        """MFSCorruptStoreError unless the node that word *at* leads to is an entry of that directory; of 0: one that has
+        lost its name. From directory to entry so checked, no walk comes back to where it was."""
+        word = self.check_node(node, at)
+        if self.w[word + N_PARENT] != parent or (not parent and self.kind(node) != KIND_DIR):
+            raise MFSCorruptStoreError("index", at * WORD, f"an entry of node {parent}", node)
+
     def add(self, section: Section, kind: int, parent: int, name: bytes, size: int = 0, content: int = 0) -> int:
         """A new file or directory with that name, which must not stand; the words of `N_SIZE` and `N_CONTENT` are given.
 
@@ -237,7 +250,7 @@ class Tree:
                 return 0, 0, namespace
             generation, kind = self._settled(found, node, part)
             node = found
-        if namespace & 1 or w[NAMESPACE] != namespace:
+        if namespace & 1 or w[NAMESPACE] != namespace or (not parts and self.kind(ROOT) != KIND_DIR):
             raise Unsettled
         return node, generation, namespace
 
@@ -252,9 +265,10 @@ class Tree:
         word = w[at + N_NAME]
         if word >> NAME_BYTES_SHIFT & 0xFFFF != len(name) or w[at + N_PARENT] != parent or not self._has_name(at, name):
             raise Unsettled
-        if w[at + N_SEQ] != sequence:
+        kind = word >> KIND_SHIFT & 0xFF
+        if w[at + N_SEQ] != sequence or kind not in (KIND_FILE, KIND_DIR):
             raise Unsettled
-        return generation, word >> KIND_SHIFT & 0xFF
+        return generation, kind
 
     def children(self, node: int) -> list[int]:
         """The entries of a directory. REQUIRES m[0], or that the caller checks that no name changed meanwhile."""
@@ -407,10 +421,12 @@ class Tree:
         links = plan[at + N_SIBLINGS]
         before, after = links >> 32, links & LOW32
         if before:
-            sibling = self.check_node(before, at + N_SIBLINGS) + N_SIBLINGS
-            plan[sibling] = plan[sibling] & ~LOW32 | after
+            refers = self.check_node(before, at + N_SIBLINGS) + N_SIBLINGS
         else:
-            plan[self.check_node(plan[at + N_PARENT], at + N_PARENT) + D_CHILD] = after
+            refers = self.check_node(plan[at + N_PARENT], at + N_PARENT) + D_CHILD
+        if plan[refers] & LOW32 != node:
+            raise MFSCorruptStoreError("index", refers * WORD, f"a reference to node {node}", plan[refers])
+        plan[refers] = plan[refers] & ~LOW32 | after
         if after:
             sibling = self.check_node(after, at + N_SIBLINGS) + N_SIBLINGS
             plan[sibling] = before << 32 | plan[sibling] & LOW32
