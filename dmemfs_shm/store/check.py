@@ -54,6 +54,7 @@ from .layout import (
     N_RUNS,
     N_SIBLINGS,
     N_SIZE,
+    NODE_BACKED,
     NODE_BREAK,
     NODE_FREE,
     ORPHANED,
@@ -140,6 +141,7 @@ class _Checker:
         self.w = store.w
         self.tree = store.tree
         self.content = store.content
+        self.end = min(store.w[NODE_BREAK], store.w[NODE_BACKED])  # of the nodes that were ever used
         self.found: list[str] = []
         self.nodes: dict[int, str] = {}  # node -> what it is
         self.runs: list[tuple[int, str]] = []  # every run in use, and whose
@@ -182,7 +184,7 @@ class _Checker:
                     holders.setdefault(word >> REC_NODE_SHIFT, []).append((record, word))
         for node, records in holders.items():
             self._lock_word(node, records)
-        for node in range(ROOT, min(self.w[NODE_BREAK], self.w[NODE_BREAK])):
+        for node in range(ROOT, self.end):
             if node not in holders and self.w[self.at(node) + N_GENERATION] & 1:
                 lock = self.w[self.at(node)]
                 self.expect(
@@ -295,7 +297,7 @@ class _Checker:
             self.orphaned += self.used - before
             self.pin_nodes[node] = 0
         top, steps = self.w[TRASH], 0
-        while top and steps <= self.w[NODE_BREAK]:
+        while top and steps <= self.end:
             self._subtree(top, "the trash")
             top = self.w[self.at(top) + N_SIBLINGS] & LOW32
             steps += 1
@@ -307,7 +309,7 @@ class _Checker:
 
     def free_nodes(self) -> None:
         node, steps = self.w[NODE_FREE], 0
-        while node and steps <= self.w[NODE_BREAK]:
+        while node and steps <= self.end:
             at = self.at(node)
             if not self.claim(node, "free"):
                 break
@@ -316,10 +318,12 @@ class _Checker:
             steps += 1
 
     def all_nodes(self) -> None:
-        for node in range(ROOT, self.w[NODE_BREAK]):
+        for node in range(ROOT, self.end):
             if node not in self.nodes:
                 kind = self.w[self.at(node) + N_NAME] >> KIND_SHIFT & 0xFF
                 self.say(f"node {node} (kind {kind}) is neither reachable nor free")
+        backed = self.w[NODE_BACKED]
+        self.expect(self.w[NODE_BREAK] <= backed, f"{self.w[NODE_BREAK]} nodes in use, {backed} have memory")
         for node in self.nodes:
             self.expect(node < self.w[NODE_BREAK], f"node {node} lies beyond the break")
         self.expect(self.w[FILES] == self.files, f"{self.w[FILES]} files recorded, {self.files} found")

@@ -336,6 +336,8 @@ class Tree:
         """Memory for more nodes. Outside any section. MFSNoSpaceError."""
         w = self.w
         backed = w[NODE_BACKED]
+        if w[NODE_BREAK] > backed:
+            raise MFSCorruptStoreError("index", NODE_BREAK * WORD, f"at most the {backed} nodes with memory", w[NODE_BREAK])
         more = min(max(NODE_STEP, backed // 2 // NODE_STEP * NODE_STEP), NODE_GROWTH_MOST, self.nodes_cap - backed)
         if more <= 0:
             raise MFSNodeLimitExceededError(backed, self.nodes_cap)
