@@ -1,0 +1,400 @@
+"""The operations of the filesystem that the crash suites try, the store they find, and what may come of them.
+
+A case is a store with a few files and a peer in it, made afresh by `setup_of`. An operation is done to it by somebody who
+dies. Afterwards somebody else is in the store: what is there is what was before the operation, or what is after it, or (a
+file that was being written) what was before with that file marked abandoned; `check` finds nothing, everything can be
+locked, and the quota is what the files cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
+
+from dmemfs_shm import MemoryFileSystem, MFSAbandonedFileError
+
+from ..lockstore import clear_away, fresh_name
+from ..processes import DEADLINE_S
+from .harness import Fault
+
+KIB = 1 << 10
+QUOTA = 2 << 20
+BIG = 100 * KIB  # more than is copied inside a section
+
+State = dict[str, Any]
+
+
+def content(size: int, kind: int = 1) -> bytes:
+    return bytes((i * 31 + kind * 7 + (i >> 8)) & 0xFF for i in range(min(size, 4096))) * (size // 4096) + bytes(size % 4096)
+
+
+SMALL, OTHER, LARGE, LARGER = content(300), content(700, 2), content(BIG, 3), content(BIG + 20 * KIB, 4)
+
+
+class Case:
+    """A store with a few files, the peer's part in it, and what children ask the peer to do."""
+
+    def __init__(self, name: str, fs: MemoryFileSystem) -> None:
+        self.name = name
+        self.fs = fs
+        self.before: State = {}
+        self.views: list[tuple[Any, bytes]] = []
+        self.findings: list[str] = []
+
+    def answer(self, request: str) -> None:
+        """Do what a child asks for."""
+        getattr(self, request)()
+
+    def replace_small(self) -> None:
+        self.fs.write_bytes("/d/new", OTHER)
+        self.fs.replace("/d/new", "/d/small")
+
+    def look_at_small(self) -> None:
+        view = self.fs.view("/d/small")
+        self.views.append((view, bytes(view)))
+
+    def look_at_large(self) -> None:
+        view = self.fs.view("/large")
+        self.views.append((view, bytes(view)))
+
+    def leave_a_dead_one(self) -> None:
+        """A participant died with a view of replaced content, a file that lost its name, a half copy and a writer."""
+
+        def body(fs: MemoryFileSystem) -> None:
+            looking = [fs.view("/d/small"), fs.open("/large")]
+            fs.write_bytes("/d/small", OTHER)
+            fs.write_bytes("/large", LARGER)
+            writer = fs.open("/d/sub/deep", "r+b")
+            names = fs._store.names
+            names._end_copy = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            fs.copy_tree("/empty", "/copied")
+            raise AssertionError((looking, writer))
+
+        killed_in(self, body)
+
+    def again(self, number: int) -> None:
+        """What the living find, and must still be able to do; by turns a new process comes first."""
+        fs = self.fs
+        self.findings = [f"before reaping: {finding}" for finding in fs.check()]
+        if number % 2:
+            newcomer(self.name)
+        fs.trim()  # for shortness: who needs what the dead hold takes it back
+        self.findings += [f"after reaping: {finding}" for finding in fs.check()]
+        while self.views:
+            view, data = self.views.pop()
+            if bytes(view) != data:
+                self.findings.append("a view's bytes have changed")
+            del view  # and so the pin goes
+        self.state, findings = take_stock(fs)
+        self.findings += findings
+
+
+class Abandoned(NamedTuple):
+    """A file whose writer died."""
+
+    content: bytes
+
+
+def look(fs: MemoryFileSystem) -> State:
+    """Everything that is in a store: None for a directory, bytes for a file, Abandoned."""
+    found: State = {}
+    for folder, directories, files in fs.walk("/"):
+        found.update({f"{folder.rstrip('/')}/{name}": None for name in directories})
+        for path in (f"{folder.rstrip('/')}/{name}" for name in files):
+            try:
+                found[path] = fs.read_bytes(path)
+            except MFSAbandonedFileError:
+                with fs.open(path, allow_abandoned=True) as handle:
+                    found[path] = Abandoned(handle.read())
+    return found
+
+
+def take_stock(fs: MemoryFileSystem) -> tuple[State, list[str]]:
+    """What is in a store that nobody else uses, and what is wrong: its quota, its locks, or anything else."""
+    state, findings = look(fs), []
+    stats, info = fs.stats(), fs.info()
+    cost = sum(charge(fs.get_size(path)) for path, what in state.items() if what is not None)
+    if stats["used_bytes"] != cost or info["orphaned"]:
+        findings.append(f"{stats['used_bytes']} bytes used, {info['orphaned']} orphaned; the files cost {cost}")
+    directories = 1 + sum(what is None for what in state.values())
+    if [stats["file_count"], stats["dir_count"]] != [1 + len(state) - directories, directories]:
+        findings.append(f"{stats} and {sorted(state)}")
+    for path in sorted(path for path, what in state.items() if what is not None):
+        fs.open(path, "r+b", lock_timeout=DEADLINE_S, allow_abandoned=True).close()
+    findings += [f"locked after all: {lock}" for lock in fs.locks()]
+    return state, findings + [f"in the end: {finding}" for finding in fs.check()]
+
+
+def charge(size: int) -> int:
+    """What the quota is charged for a closed file."""
+    unit = 256 if size < 4096 else 4096
+    return -(-size // unit) * unit + 128 if size else 0
+
+
+def newcomer(name: str) -> None:
+    """A process that attaches, looks at everything and leaves."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            fs = MemoryFileSystem.attach(name)
+            look(fs)
+            fs.close()
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, "a newcomer could not attach, read and leave"
+
+
+def killed_in(case: Case, body: Callable[[MemoryFileSystem], None]) -> None:
+    """A participant that attaches, runs body(fs) and is killed in it."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            body(MemoryFileSystem.attach(case.name))
+        os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+# ---- the operations: what is prepared, what is done, and what may be found abandoned
+
+
+class Operation(NamedTuple):
+    """do(fs, fault) is killed; prepare(case) comes before, in the peer; ready(fs, fault) in the child, unharmed."""
+
+    do: Callable[..., Any]
+    written: tuple[str, ...] = ()
+    prepare: Callable[[Case], Any] = lambda case: None
+    ready: Callable[[MemoryFileSystem, Fault], Any] = lambda fs, fault: None
+    bare: bool = False  # the store is empty
+
+
+def write(path: str, mode: str, *pieces: bytes, **options: Any) -> Callable[..., None]:
+    def do(fs: MemoryFileSystem, _: Any) -> None:
+        with fs.open(path, mode, **options) as handle:
+            for piece in pieces:
+                handle.write(piece)
+
+    return do
+
+
+def truncate(path: str, size: int) -> Callable[..., None]:
+    def do(fs: MemoryFileSystem, _: Any) -> None:
+        with fs.open(path, "r+b") as handle:
+            handle.truncate(size)
+
+    return do
+
+
+def call(method: str, *args: Any) -> Callable[..., None]:
+    return lambda fs, _: getattr(fs, method)(*args)
+
+
+def in_pieces(case: Case) -> None:
+    """/large in two runs, since what stands behind the first is used."""
+    case.fs.write_bytes("/behind", LARGE)
+    with case.fs.open("/large", "ab") as handle:
+        handle.write(LARGE)
+    assert case.fs._store.w[case.fs._store.names.at(case.fs._store.names.files["/large"][0]) + _n_runs()] >> 32
+
+
+def _n_runs() -> int:
+    from dmemfs_shm.store.layout import N_RUNS
+
+    return N_RUNS
+
+
+def many_names(count: int) -> Callable[[Case], None]:
+    def prepare(case: Case) -> None:
+        for number in range(count):
+            case.fs.open(f"/empty/{number}", "xb").close()
+
+    return prepare
+
+
+def view_and_forget(path: str) -> Callable[..., None]:
+    def do(fs: MemoryFileSystem, _: Any) -> None:
+        with fs.view(path) as view:
+            bytes(view)
+        fs.stats()  # gives the pin back
+
+    return do
+
+
+def view_then_write(path: str, mode: str, data: bytes) -> Callable[..., None]:
+    def do(fs: MemoryFileSystem, _: Any) -> None:
+        view = fs.view(path)
+        before = bytes(view)
+        write(path, mode, data)(fs, None)
+        assert bytes(view) == before
+        view.release()
+        fs.stats()
+
+    return do
+
+
+def reader_of(path: str) -> Callable[..., Any]:
+    def ready(fs: MemoryFileSystem, fault: Fault) -> Any:
+        handle = fs.open(path)
+        fault.ask("replace_small")
+        return handle
+
+    return ready
+
+
+LONG = "n" * 200  # a name that takes two nodes
+DEEP = "/" + "/".join(f"level{i}" for i in range(12))
+
+OPERATIONS: dict[str, Operation] = {
+    "create": Operation(write("/d/x", "xb"), ("/d/x",)),
+    "create-first": Operation(write("/x", "xb", SMALL), ("/x",), bare=True),
+    "create-long-name": Operation(write(f"/d/{LONG}", "wb", SMALL), (f"/d/{LONG}",)),
+    "create-append": Operation(write("/d/x", "ab", SMALL), ("/d/x",)),
+    "create-when-nodes-end": Operation(write("/d/x", "xb"), ("/d/x",), many_names(246)),
+    "create-when-buckets-split": Operation(write("/d/x", "xb"), ("/d/x",), many_names(40)),
+    "create-when-buckets-end": Operation(write("/d/x", "xb"), ("/d/x",), many_names(504)),
+    "write-growing": Operation(write("/d/x", "wb", SMALL, OTHER, content(5000), LARGE, LARGE, LARGER), ("/d/x",)),
+    "write-preallocated": Operation(write("/d/x", "wb", SMALL, preallocate=BIG), ("/d/x",)),
+    "append": Operation(write("/d/small", "ab", OTHER, LARGE), ("/d/small",)),
+    "append-another-run": Operation(
+        write("/large", "ab", LARGE), ("/large",), lambda case: case.fs.write_bytes("/behind", LARGE)
+    ),
+    "overwrite": Operation(write("/d/small", "r+b", OTHER[:200], OTHER), ("/d/small",)),
+    "write-over": Operation(write("/d/small", "wb", OTHER), ("/d/small",)),
+    "write-over-large": Operation(write("/large", "wb", SMALL), ("/large",)),
+    "write-over-pieces": Operation(write("/large", "wb", SMALL), ("/large",), in_pieces),
+    "read": Operation(lambda fs, _: fs.open("/d/small").close()),
+    "truncate-small": Operation(truncate("/d/small", 100), ("/d/small",)),
+    "truncate-to-nothing": Operation(truncate("/d/small", 0), ("/d/small",)),
+    "truncate-large": Operation(truncate("/large", 300), ("/large",)),
+    "truncate-longer": Operation(truncate("/large", 2 * BIG), ("/large",)),
+    "remove": Operation(call("remove", "/d/small")),
+    "remove-large": Operation(call("remove", "/large")),
+    "remove-pieces": Operation(call("remove", "/large"), (), in_pieces),
+    "rename-file": Operation(call("rename", "/d/small", "/d/sub/renamed")),
+    "rename-to-long-name": Operation(call("rename", "/d/small", f"/{LONG}")),
+    "rename-directory": Operation(call("rename", "/d", "/renamed")),
+    "replace": Operation(call("replace", "/d/small", "/large")),
+    "replace-nothing": Operation(call("replace", "/d/small", "/d/x")),
+    "move": Operation(call("move", "/d/small", "/p/q/r/moved")),
+    "move-directory": Operation(call("move", "/d", "/p/q/r/moved")),
+    "mkdir": Operation(call("mkdir", "/d/x")),
+    "mkdir-deep": Operation(call("mkdir", DEEP)),
+    "rmtree": Operation(call("rmtree", "/d")),
+    "copy-small": Operation(call("copy", "/d/small", "/d/copied")),
+    "copy-large": Operation(call("copy", "/large", "/d/copied")),
+    "copy-tree": Operation(call("copy_tree", "/d", "/copied")),
+    "write-bytes-new": Operation(call("write_bytes", "/d/x", SMALL)),
+    "write-bytes-new-large": Operation(call("write_bytes", "/d/x", LARGE)),
+    "write-bytes-over-small": Operation(call("write_bytes", "/d/small", OTHER)),
+    "write-bytes-over-large": Operation(call("write_bytes", "/large", LARGER)),
+    "write-bytes-small-over-large": Operation(call("write_bytes", "/large", SMALL)),
+    "write-bytes-over-pieces": Operation(call("write_bytes", "/large", OTHER), (), in_pieces),
+    "write-bytes-over-viewed": Operation(call("write_bytes", "/d/small", OTHER), (), Case.look_at_small),
+    "read-bytes": Operation(call("read_bytes", "/large")),
+    "view": Operation(view_and_forget("/large")),
+    "view-of-pieces": Operation(view_and_forget("/large"), (), in_pieces),
+    "write-into-viewed": Operation(view_then_write("/d/small", "r+b", OTHER), ("/d/small",)),
+    "write-over-viewed": Operation(view_then_write("/large", "wb", OTHER), ("/large",)),
+    "append-to-viewed-by-peer": Operation(write("/large", "ab", SMALL), ("/large",), Case.look_at_large),
+    "truncate-viewed-by-peer": Operation(truncate("/large", 5000), ("/large",), Case.look_at_large),
+    "remove-viewed-by-peer": Operation(call("remove", "/large"), (), Case.look_at_large),
+    "close-last-reader-of-replaced": Operation(lambda _fs, _, handle: handle.close(), (), ready=reader_of("/d/small")),
+    "attach": Operation(lambda _fs, case: MemoryFileSystem.attach(case.name), ready=lambda fs, fault: None),
+    "close": Operation(lambda fs, _: fs.close()),
+    "trim": Operation(call("trim"), (), lambda case: case.fs.remove("/large")),
+    "reap": Operation(call("trim"), ready=lambda fs, fault: fault.ask("leave_a_dead_one")),
+    "join-after-a-death": Operation(lambda _fs, case: MemoryFileSystem.attach(case.name), (), Case.leave_a_dead_one),
+}
+
+
+@contextlib.contextmanager
+def same_hashes() -> Iterator[None]:
+    """Stores made in this block hash names alike, by the low half of their uuid: so each time has the same points."""
+    real = uuid.uuid4
+    uuid.uuid4 = lambda: uuid.UUID(int=real().int >> 64 << 64 | 12345)
+    try:
+        yield
+    finally:
+        uuid.uuid4 = real
+
+
+def setup_of(operation: Operation, backend: str) -> Callable[[], Any]:
+    @contextlib.contextmanager
+    def setup() -> Iterator[Case]:
+        name = fresh_name()
+        marks = [name]
+        try:
+            with same_hashes():
+                fs = MemoryFileSystem.create(name, QUOTA, backend=backend, max_participants=8)
+            marks.append(fs.uuid.hex)
+            if not operation.bare:
+                for folder in "/d/sub", "/empty":
+                    fs.mkdir(folder)
+                for path, data in (("/d/small", SMALL), ("/d/other", OTHER), ("/d/sub/deep", OTHER), ("/large", LARGE)):
+                    fs.write_bytes(path, data)
+            case = Case(name, fs)
+            operation.prepare(case)
+            case.before = look(fs)
+            try:
+                yield case
+            finally:
+                del case.views[:]
+                fs.close()
+        finally:
+            left = clear_away(*marks)
+        assert left == []
+
+    return setup
+
+
+def run(operation: Operation) -> Callable[[Case, Fault], None]:
+    def child(case: Case, fault: Fault) -> None:
+        if operation.do in JOINS:
+            operation.ready(None, fault)
+            fault.arm(None)
+            operation.do(None, case)
+            return
+        case.fs = fs = MemoryFileSystem.attach(case.name)  # not left when this function ends
+        held = operation.ready(fs, fault)
+        fault.arm(fs._store)
+        operation.do(fs, fault, *([held] if held is not None else []))
+
+    return child
+
+
+JOINS = {OPERATIONS["attach"].do, OPERATIONS["join-after-a-death"].do}
+
+
+def verdict(operation: Operation, after: State) -> Callable[[Case], list[str]]:
+    def verify(case: Case) -> list[str]:
+        known = case.before, after
+        if any(is_cut_short(case.state, each, operation.written) for each in known):
+            return case.findings
+        return [*case.findings, f"neither before nor after: {differences(case.before, case.state)}"]
+
+    return verify
+
+
+def is_cut_short(state: State, known: State, written: Collection[str]) -> bool:
+    """Whether *state* is the known one, but for files that were being written, which are marked abandoned."""
+    changed = {path for path in state.keys() | known.keys() if state.get(path, "nothing") != known.get(path, "nothing")}
+    return all(path in written and isinstance(state.get(path), Abandoned) for path in changed)
+
+
+def differences(known: State, found: State) -> list[str]:
+    return [
+        f"{path}: {short(known.get(path, 'nothing'))} became {short(found.get(path, 'nothing'))}"
+        for path in sorted(known.keys() | found.keys())
+        if known.get(path, "nothing") != found.get(path, "nothing")
+    ]
+
+
+def short(what: Any) -> str:
+    if isinstance(what, Abandoned):
+        return f"abandoned with {len(what.content)} bytes"
+    return f"{len(what)} bytes" if isinstance(what, bytes) else str(what or "a directory")
