@@ -171,6 +171,7 @@ class Operation(NamedTuple):
     prepare: Callable[[Case], Any] = lambda case: None
     ready: Callable[[MemoryFileSystem, Fault], Any] = lambda fs, fault: None
     bare: bool = False  # the store is empty
+    joins: bool = False  # who does it comes to the store by doing it
 
 
 def write(path: str, mode: str, *pieces: bytes, **options: Any) -> Callable[..., None]:
@@ -188,6 +189,10 @@ def truncate(path: str, size: int) -> Callable[..., None]:
             handle.truncate(size)
 
     return do
+
+
+def join(_: None, case: Case) -> MemoryFileSystem:
+    return MemoryFileSystem.attach(case.name)
 
 
 def call(method: str, *args: Any) -> Callable[..., None]:
@@ -304,11 +309,11 @@ OPERATIONS: dict[str, Operation] = {
     "truncate-viewed-by-peer": Operation(truncate("/large", 5000), ("/large",), Case.look_at_large),
     "remove-viewed-by-peer": Operation(call("remove", "/large"), (), Case.look_at_large),
     "close-last-reader-of-replaced": Operation(lambda _fs, _, handle: handle.close(), (), ready=reader_of("/d/small")),
-    "attach": Operation(lambda _fs, case: MemoryFileSystem.attach(case.name), ready=lambda fs, fault: None),
+    "attach": Operation(join, joins=True),
     "close": Operation(lambda fs, _: fs.close()),
     "trim": Operation(call("trim"), (), lambda case: case.fs.remove("/large")),
     "reap": Operation(call("trim"), ready=lambda fs, fault: fault.ask("leave_a_dead_one")),
-    "join-after-a-death": Operation(lambda _fs, case: MemoryFileSystem.attach(case.name), (), Case.leave_a_dead_one),
+    "join-after-a-death": Operation(join, ready=lambda _, fault: fault.ask("leave_a_dead_one"), joins=True),
 }
 
 
@@ -354,7 +359,7 @@ def setup_of(operation: Operation, backend: str) -> Callable[[], Any]:
 
 def run(operation: Operation) -> Callable[[Case, Fault], None]:
     def child(case: Case, fault: Fault) -> None:
-        if operation.do in JOINS:
+        if operation.joins:
             operation.ready(None, fault)
             fault.arm(None)
             operation.do(None, case)
@@ -365,9 +370,6 @@ def run(operation: Operation) -> Callable[[Case, Fault], None]:
         operation.do(fs, fault, *([held] if held is not None else []))
 
     return child
-
-
-JOINS = {OPERATIONS["attach"].do, OPERATIONS["join-after-a-death"].do}
 
 
 def verdict(operation: Operation, after: State) -> Callable[[Case], list[str]]:
