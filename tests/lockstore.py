@@ -190,7 +190,7 @@ def lock_findings(store: Attachment, *, all_free: bool = True) -> list[str]:
 
     all_free: nobody may hold or wait for anything either.
     """
-    found = _mutex_findings(store)
+    found = mutex_findings(store)
     for node in range(2, NODE_STEP):
         found += _node_findings(store, node)
     if all_free:
@@ -204,7 +204,8 @@ def lock_findings(store: Attachment, *, all_free: bool = True) -> list[str]:
     return found
 
 
-def _mutex_findings(store: Attachment) -> list[str]:
+def mutex_findings(store: Attachment) -> list[str]:
+    """What is wrong with the mutexes, the journals and the lock bytes of a store in which nobody is at work."""
     w, found = store.w, []
     locks = ByteLocks(names.index_name(store.name))  # another description, which our own locks are in the way of
     try:

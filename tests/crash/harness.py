@@ -254,15 +254,16 @@ class Fault:
             os.kill(os.getpid(), signal.SIGKILL)
         self.trace.append(what)
 
-    def arm(self, store: Attachment | None) -> None:
-        """From here on every point counts: of this store, or (None) of one that is about to be created or attached."""
+    def arm(self, *stores: Attachment | None) -> None:
+        """From here on every point counts: of these stores, or (None) of one that is about to be created or attached."""
         wrapper = self._stack.enter_context(system_calls(self.point, self._wait))
         attachment.memoryview = self._memoryview  # type: ignore[attr-defined]  # found before the built-in one
-        if store is not None:
-            instrument(store, lambda words: WordBuffer(words, self.point))
-            wrap_semaphores(store, wrapper)
-            for key, semaphore in store.rw._semaphores.items():
-                store.rw._semaphores[key] = wrapper(semaphore)
+        for store in stores:
+            if store is not None:
+                instrument(store, lambda words: WordBuffer(words, self.point))
+                wrap_semaphores(store, wrapper)
+                for key, semaphore in store.rw._semaphores.items():
+                    store.rw._semaphores[key] = wrapper(semaphore)
         self.armed = True
 
     def disarm(self) -> None:
@@ -405,10 +406,10 @@ def kill_everywhere(
 
 
 @contextlib.contextmanager
-def short_slices() -> Iterator[None]:
+def short_slices(seconds: float = SLICE_S) -> Iterator[None]:
     """Everybody who is started in this block looks after the dead every few milliseconds."""
     before = mutex.SLICE_S, rwlock.SLICE_S
-    mutex.SLICE_S = rwlock.SLICE_S = SLICE_S
+    mutex.SLICE_S = rwlock.SLICE_S = seconds
     try:
         yield
     finally:
