@@ -13,7 +13,9 @@ from a kill:
   * The data of a file that is being written is in the picture as far as it was written when the next word was stored; cuts
     in the middle of a copy of bytes are left out, for nothing of the protocol depends on them.
   * Nobody sleeps on a semaphore when the picture is taken (the kernel's own part of it is none of ours).
-  * A survivor attaches after the death. One who had attached before is the business of test_operation_points.
+  * A survivor attaches after the death, or he had attached before and goes on where he is in the picture (`resume`). Such a
+    one has done nothing since: he has the semaphores open and has no file, path or block in any cache. How those who know
+    more take it is the business of test_operation_points.
 
 One process plays all the parts: `apart` lets it attach a store once more, with another slot and another description of the
 lock file. Each picture is attached afresh and left for good, so that no cache ever meets an older state of its store.
@@ -28,6 +30,7 @@ from typing import Any, NamedTuple
 
 from dmemfs_shm import MemoryFileSystem
 from dmemfs_shm.store import attachment, names
+from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.blocks import units_of
 from dmemfs_shm.store.identity import ByteLocks
 from dmemfs_shm.store.layout import (
@@ -36,21 +39,22 @@ from dmemfs_shm.store.layout import (
     N_RUN,
     PAGE,
     PN_FILE,
-    S_PID,
     UNIT,
     W_BACKEND,
-    WORD,
-    Layout,
+    generation_at,
 )
 
 from ..lockstore import mutex_findings
 from .harness import Fault
 from .operations import State, differences, look, take_stock
 
-TURNS = 4  # ways to begin of `take_back`
+#: What a survivor does first (`take_back`).
+REAP, READ, UNLOCK, CHECK = range(4)
+
 PIECE = 4 * PAGE  # bytes that pictures share where they are alike
 
 File = tuple[int, tuple[tuple[int, bytes], ...]]  # size, and (offset, bytes) of what has memory
+Sizes = dict[str, int]  # of what stands at a path
 
 
 class Picture(NamedTuple):
@@ -113,9 +117,7 @@ class Place:
     """Where a store stands in /dev/shm: the names that its files have."""
 
     def __init__(self, fs: MemoryFileSystem) -> None:
-        assert fs._store is not None
         self.name, self.uuid = fs.name, fs.uuid
-        self.layout: Layout = fs._store.layout
         self.index = names.index_name(self.name)
 
     def paths(self) -> list[str]:
@@ -147,17 +149,15 @@ class Place:
             os.unlink(path)
 
     @contextlib.contextmanager
-    def revive(self, picture: Picture, living: Iterable[int], gone: int | None) -> Iterator[ByteLocks]:
-        """The store of the picture, in which the tenants of the slots *living* are alive (the value is their locks), the
-        one of *gone* has just left in order, and everybody else is dead."""
+    def revive(self, picture: Picture, living: Iterable[int]) -> Iterator[ByteLocks]:
+        """The store of the picture, in which the tenants of the slots *living* are alive (the value is their locks) and
+        everybody else is dead."""
         locks = None
         try:
             self.put(picture.files)
             locks = ByteLocks(self.index)
             for slot in living:
                 assert locks.try_lock(LB_SLOT + slot)
-            if gone is not None:
-                os.pwrite(locks.fd, bytes(WORD), (self.layout.slot_at(gone) + S_PID) * WORD)
             yield locks
         finally:
             if locks is not None:
@@ -185,6 +185,24 @@ def apart() -> Iterator[None]:
 def attach_apart(name: str, **options: Any) -> MemoryFileSystem:
     with apart():
         return MemoryFileSystem.attach(name, **options)
+
+
+def resume(name: str, slot: int) -> MemoryFileSystem:
+    """The part of somebody who had attached before the picture was taken, and whose slot stands in it."""
+
+    def sit_down(store: Attachment) -> None:
+        assert store.locks.try_lock(LB_SLOT + slot)
+        store.participants.me = store.slot = slot
+        for mutex in store.mutexes:
+            mutex.settle(slot)
+            if store.w[W_BACKEND] != BACKEND_OFD:
+                mutex._open(store.w[generation_at(mutex.number)] & ~1)
+
+    join, Attachment.join = Attachment.join, sit_down  # type: ignore[method-assign]
+    try:
+        return MemoryFileSystem.attach(name)
+    finally:
+        Attachment.join = join  # type: ignore[method-assign]
 
 
 # ---- taking pictures
@@ -233,13 +251,16 @@ class Camera(Fault):
 
 class Seat(NamedTuple):
     """How a survivor comes in: *living* are the slots of those who live beside him, *mortal* the one of them who dies in the
-    end, *gone* one whose tenant has just left in order, whose slot he then takes; without one he takes over a dead one's.
-    *number* says what he does first."""
+    end. *own* is the slot that he has had all the time; without one he takes over a dead one's. *first* is what he does."""
 
     living: tuple[int, ...]
     mortal: int
-    gone: int | None
-    number: int
+    own: int | None
+    first: int
+
+
+def sit(place: Place, seat: Seat) -> MemoryFileSystem:
+    return MemoryFileSystem.attach(place.name) if seat.own is None else resume(place.name, seat.own)
 
 
 class Outcome(NamedTuple):
@@ -249,42 +270,56 @@ class Outcome(NamedTuple):
     findings: list[str]
 
 
-def survive(place: Place, picture: Picture, seat: Seat, views: Mapping[int, bytes]) -> Outcome:
+def survive(place: Place, picture: Picture, seat: Seat, views: Mapping[int, bytes], known: Iterable[str] = ()) -> Outcome:
     """Revive a picture, take part in it, and look what is there in the end.
 
-    views: what pin records of the mortal keep.
+    views: what pin records of the mortal keep. known: paths that somebody may ask for.
     """
-    with place.revive(picture, seat.living, seat.gone) as others:
-        fs = MemoryFileSystem.attach(place.name)
+    with place.revive(picture, seat.living) as others:
+        fs = sit(place, seat)
         try:
-            first, findings = take_back(fs, seat.number)
+            first, findings = take_back(fs, seat.first, known)
             findings += [f"after reaping: {finding}" for finding in fs.check()]
             findings += ["a view's bytes have changed" for pin, data in views.items() if not _kept(fs, pin).startswith(data)]
             others.unlock(LB_SLOT + seat.mortal)
             fs.trim()
             state, more = take_stock(fs)
-            if first is not None and first != state:
-                findings.append(f"it was not read like that at first: {differences(first, state)}")
+            if first is not None and first != (last := (_ask(fs, known), state)):
+                findings.append(f"at first it was read otherwise: {first[0]} and {last[0]}, {differences(first[1], state)}")
             return Outcome(state, findings + more + mutex_findings(fs._store))
         finally:
             fs.close()
 
 
-def take_back(fs: MemoryFileSystem, number: int) -> tuple[State | None, list[str]]:
-    """Take back what the dead hold. By turns nobody has touched anything before, or has read everything, or has freed the
-    mutexes one by one, the last one first, or has looked whether all is sound; what was read, and what was not sound."""
+def take_back(fs: MemoryFileSystem, first: int, known: Iterable[str] = ()) -> tuple[tuple[Sizes, State] | None, list[str]]:
+    """Take back what the dead hold: at once (REAP), or after everything was read, and with all of it open (READ), or after
+    the mutexes were freed one by one, the last one first (UNLOCK), or after a look whether all is sound (CHECK).
+
+    The values are what was read, and what was not sound.
+    """
     store, read, findings = fs._store, None, []
     assert store is not None
-    match number % TURNS:
-        case 1:
-            read = look(fs)
-        case 2:
+    with contextlib.ExitStack() as stack:
+        if first == READ:
+            read = _ask(fs, known), look(fs)
+            for path in sorted(path for path, what in read[1].items() if what is not None):
+                stack.enter_context(fs.open(path, allow_abandoned=True))
+        elif first == UNLOCK:
             for mutex in reversed(store.mutexes):
                 assert store.w[W_BACKEND] == BACKEND_OFD or store.recovery.recover(mutex.number, None)
-        case 3:
+        elif first == CHECK:
             findings = [f"before reaping: {finding}" for finding in fs.check()]
-    store.relieve()  # for shortness: who needs what the dead hold takes it back
+        store.relieve()  # for shortness: who needs what the dead hold takes it back
     return read, findings
+
+
+def _ask(fs: MemoryFileSystem, known: Iterable[str]) -> Sizes:
+    """The sizes of what stands at these paths, read without a lock."""
+    sizes: Sizes = {}
+    for path in known:
+        with contextlib.suppress(FileNotFoundError):
+            sizes[path] = fs.stat(path)["size"]
+    return sizes
 
 
 def _kept(fs: MemoryFileSystem, pin: int) -> bytes:

@@ -7,9 +7,9 @@ store whose user was killed there. It is revived, a survivor takes back what the
     written marked abandoned; and never an earlier one of these than a shorter prefix had;
   * with all of the operation done, it is what is after it.
 
-Survivors come in by turns: into a slot of their own or the dead one's, and what they do first differs. The worlds are what
-the store is like before (`WORLDS`). Operations come alone, in every pair and in sampled triples of the same process, and in
-pairs of two processes of which one does all of its operation between two sections of the other.
+Survivors differ by turns: they were there before, or come and take over the dead one's slot; and in what they do first. The
+worlds are what the store is like before (`WORLDS`). Operations come alone, in every pair and in sampled triples of the same
+process, and in pairs of two processes of which one does all of its operation between two sections of the other.
 
 Recoveries: what the survivor of a prefix stores is pictured as well, up to the moment when everything is taken back, and of
 each prefix of that there is another survivor, who must come to the same end as the one who was not disturbed.
@@ -33,7 +33,23 @@ from dmemfs_shm.store.layout import MUTEXES, NO_CLAIM, S_CLAIM
 
 from ..figures import PREFIXES, RECOVERY_PREFIXES
 from .harness import SEED, short_slices
-from .images import Camera, Outcome, Picture, Place, Seat, apart, attach_apart, plain_memory, survive, take_back
+from .images import (
+    CHECK,
+    READ,
+    REAP,
+    UNLOCK,
+    Camera,
+    Outcome,
+    Picture,
+    Place,
+    Seat,
+    apart,
+    attach_apart,
+    plain_memory,
+    sit,
+    survive,
+    take_back,
+)
 from .operations import OPERATIONS, Case, Operation, State, differences, in_pieces, is_cut_short, setup_of
 
 pytestmark = pytest.mark.crash
@@ -56,6 +72,9 @@ FIRST_THERE = PEER, ANOTHER_IDLE, IDLE = 0, 2, 1  # slots
 
 #: Those that are tried in pairs, and whose recoveries are cut short.
 CORE = "create", "append", "write-bytes-over-small", "remove", "rename-file", "replace", "mkdir", "read", "write-over"
+#: How survivors come in by turns: whether they were there before, and what they do first. Who takes over a dead one's slot
+#: enters every mutex by that, so what is read first matters with those who were there.
+WAYS = (True, READ), (False, REAP), (True, REAP), (True, READ), (False, CHECK), (True, UNLOCK)
 _NOTHING = Operation(lambda fs, _: None)
 SIMPLE = [
     name
@@ -129,7 +148,7 @@ class Film(NamedTuple):
     """Pictures of what was done to a store by those who are dead in them.
 
     living: the slots of those who did nothing, and the first of them is the peer. done: which picture shows each operation
-    done. views: what the pin records of the peer keep.
+    done. views: what the pin records of the peer keep. known: paths that stand at some time.
     """
 
     place: Place
@@ -137,6 +156,11 @@ class Film(NamedTuple):
     pictures: list[Picture]
     done: list[int]
     views: dict[int, bytes]
+    known: Collection[str] = ()
+
+    def with_paths_of(self, states: Sequence[State]) -> Film:
+        """The same, and it is known what may stand in the store."""
+        return self._replace(known=sorted(set().union(*states)))
 
 
 @contextlib.contextmanager
@@ -220,11 +244,11 @@ def at_each_gap(store: Attachment | None, do: Callable[[], None]) -> None:
 def shoot_recovery(film: Film, picture: Picture, seat: Seat, wanted: Callable[[], bool]) -> Film:
     """What a survivor of a picture does until everything is taken back."""
     camera = Camera(film.place, wanted)
-    with film.place.revive(picture, seat.living, seat.gone):
+    with film.place.revive(picture, seat.living):
         camera.arm(None)
-        fs = MemoryFileSystem.attach(film.place.name)
+        fs = sit(film.place, seat)
         try:
-            take_back(fs, seat.number)
+            take_back(fs, seat.first, film.known)
             camera.disarm()
         finally:
             fs.close()
@@ -235,26 +259,27 @@ def shoot_recovery(film: Film, picture: Picture, seat: Seat, wanted: Callable[[]
 
 
 def seat_of(number: int, living: tuple[int, ...]) -> Seat:
-    """By turns a survivor takes over the slot of a dead one, or that of the last of those who live."""
-    turn, apart = divmod(number, 2)
-    return Seat(living[:-1], PEER, living[-1], turn) if apart else Seat(living, PEER, None, turn)
+    """By turns a survivor is the last of the living, or somebody who comes and takes over the slot of a dead one."""
+    was_there, first = WAYS[number % len(WAYS)]
+    return Seat(living[:-1], PEER, living[-1], first) if was_there else Seat(living, PEER, None, first)
 
 
 def outcome(film: Film, number: int, where: str) -> Outcome:
     """What a survivor makes of a picture; nothing is wrong in the end."""
-    picture = film.pictures[number]
-    where = f"{where}: {picture.where}, picture {number} of {len(film.pictures)}, seed {SEED}"
+    picture, seat = film.pictures[number], seat_of(number + len(where) + SEED, film.living)
+    where = f"{where}: {picture.where}, picture {number} of {len(film.pictures)}, in {seat}, seed {SEED}"
     try:
-        found = survive(film.place, picture, seat_of(number + SEED, film.living), film.views)
+        found = survive(film.place, picture, seat, film.views, film.known)
     except Exception as error:
         raise AssertionError(where) from error
-    assert found.findings == [], where
+    assert not found.findings, f"{where}: {found.findings}"
     return found
 
 
 def replay(film: Film, written: Sequence[Collection[str]], part: int, where: str) -> int:
     """Let them be killed at each point of a film, or at one in *part*; how many there were."""
     states = [outcome(film, number, where).state for number in (0, *film.done)]
+    film = film.with_paths_of(states)
     stage, chosen = 0, sample(len(film.pictures), part)
     for number in chosen:
         found = outcome(film, number, where).state
@@ -281,10 +306,11 @@ def stages(found: State, states: Sequence[State], written: Sequence[Collection[s
 def replay_recoveries(film: Film, part: int, where: str) -> tuple[int, int]:
     """Let the survivors of a film be killed as well: how many prefixes there were, and prefixes of recoveries."""
     chance = random.Random(f"{SEED} {where}")
+    film = film.with_paths_of([outcome(film, number, where).state for number in (0, *film.done)])
     chosen, count = sample(len(film.pictures), part), 0
     for number in chosen:
         expected = outcome(film, number, where).state
-        seat = seat_of(chance.randrange(6), film.living)
+        seat = seat_of(chance.randrange(len(WAYS)), film.living)
         recovery = shoot_recovery(film, film.pictures[number], seat, lambda: part == 1 or chance.randrange(part) == 0)
         for second in range(len(recovery.pictures)):
             again = f"{where}: {film.pictures[number].where}, then a survivor in {seat}"
@@ -370,6 +396,7 @@ def replay_two(first: str, second: str, part: int) -> int:
         film = shoot_two(OPERATIONS[first], OPERATIONS[second], gap, lambda: part == 1 or chance.randrange(part) == 0)
         if not film.done:
             return count
+        film = film.with_paths_of(known)
         where = f"{second} in gap {gap} of {first}"
         for number in range(len(film.pictures)):
             found = outcome(film, number, where).state
