@@ -867,14 +867,17 @@ class Namespace:
 
     def fit_for_dead(self, slot: int, epoch: int) -> None:
         """What `finish` does at a close, for the files that a dead participant was writing. Comes before its locks are
-        given back: while they stand, nobody else is in these files."""
+        given back: while they stand, nobody else is in these files.
+
+        Whether a file has blocks to give back is seen inside m[0] only: outside, it may be what the dead one's last
+        transaction stored, which is rolled back when somebody enters.
+        """
         w = self.w
         for record in self.store.rw.records(slot):
             word = w[record]
             if word & REC_STATE == HELD and word & REC_WRITER:
-                at = self.tree.check_node(word >> REC_NODE_SHIFT, record)
-                if units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
-                    self._fit_for_dead(self.store.layout.slot_at(slot) + S_EPOCH, epoch, record, word)
+                self.tree.check_node(word >> REC_NODE_SHIFT, record)
+                self._fit_for_dead(self.store.layout.slot_at(slot) + S_EPOCH, epoch, record, word)
 
     def _fit_for_dead(self, epoch_at: int, epoch: int, record: int, word: int) -> None:
         w, node = self.w, word >> REC_NODE_SHIFT

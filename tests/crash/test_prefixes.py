@@ -351,6 +351,15 @@ def test_one_operation(name: str, part: int, record_property: Record) -> None:
     record_property(PREFIXES, count)
 
 
+def test_who_died_giving_blocks_back_has_them_given_back(record_property: Record) -> None:
+    """Whoever reaps it sees that it has too many, though its last transaction, not rolled back yet, says otherwise."""
+    film = shoot([OPERATIONS["truncate-large"]], plain)
+    *living, own = film.living
+    for picture in film.pictures:
+        assert survive(film.place, picture, Seat(tuple(living), PEER, own, REAP), {}).findings == [], picture.where
+    record_property(PREFIXES, len(film.pictures))
+
+
 @pytest.mark.parametrize("name", CORE)
 def test_one_operation_on_the_other_backend(name: str, record_property: Record) -> None:
     film = shoot([OPERATIONS[name]], plain, "ofd")
