@@ -391,8 +391,7 @@ class Namespace:
             if not lock & LOCK_BUSY and self.content.few_runs(section.plan, self.at(node)):
                 self._swap_content(section, node, size, fill, pin)
                 return 0
-            self.tree.unlink(section, node)
-            self._retire(section, node)
+            self._take_away(section, node)
             content = self.w[self.at(node) + N_CONTENT] + 1
         new = self._new_file(section, parent, path.parts[-1], size, fill, pin, content)
         if node:
@@ -457,8 +456,13 @@ class Namespace:
         plan = section.plan
         for word in (N_CREATED, N_CONTENT):
             section.set(new, word, plan[self.at(old) + word] + (word == N_CONTENT))
-        self.tree.unlink(section, old)
-        self._retire(section, old)
+        self._take_away(section, old)
+
+    def _take_away(self, section: Section, node: int) -> None:
+        """A file loses its name, and its content unless somebody looks at it. REQUIRES the node's mutex."""
+        section.sequence_odd(node)  # stored first: who reads without the lock must not see it without its blocks
+        self.tree.unlink(section, node)
+        self._retire(section, node)
 
     def _retire(self, section: Section, node: int) -> None:
         """A nameless file is freed, or becomes an orphan if it has readers or too many runs for this transaction."""
@@ -493,8 +497,7 @@ class Namespace:
             node = self.file_at(path)
             section.enter(node)
             self._must_be_closed(node)
-            self.tree.unlink(section, node)
-            self._retire(section, node)
+            self._take_away(section, node)
 
         self.attempt(step, timeout)
         self.files.pop(path.text, None)
@@ -546,6 +549,7 @@ class Namespace:
             parent = self._parent_for(section, dst, make_parents=make_parents)
             if directory and not self.w[NAMESPACE] & 1:  # making the parents was a commit of its own
                 self._freeze(section, node)
+            section.sequence_odd(node)
             self._rename_node(section, node, parent, dst.parts[-1])
 
         self.attempt(step, timeout)
@@ -560,9 +564,9 @@ class Namespace:
         return self._make_directories(section, dst.parts[:-1])
 
     def _rename_node(self, section: Section, node: int, parent: int, name: bytes) -> None:
+        """REQUIRES that the plan has made the node's sequence odd before anything else of it: see `Tree.look_up`."""
         plan, at = section.plan, self.at(node)
         kind = self.tree.kind(node)
-        section.sequence_odd(node)  # stored first and undone last: see `Tree.look_up`
         self.tree.unlink(section, node)
         rest = plan[at + N_NEXT] >> 32
         if rest:
@@ -590,6 +594,7 @@ class Namespace:
             if old and self.w[self.at(old)] & LOCK_WRITER:
                 writer[0] = old
                 return
+            section.sequence_odd(node)
             if old:
                 self._succeed(section, old, node)
                 parent = section.w[self.at(old) + N_PARENT]

@@ -29,12 +29,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dmemfs_shm import MemoryFileSystem
+from dmemfs_shm.filesystem import _read_unlocked
+from dmemfs_shm.paths import parse
 from dmemfs_shm.store import attachment, names
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.blocks import units_of
 from dmemfs_shm.store.identity import ByteLocks
 from dmemfs_shm.store.layout import (
     BACKEND_OFD,
+    KIND_FILE,
     LB_SLOT,
     N_RUN,
     PAGE,
@@ -43,10 +46,12 @@ from dmemfs_shm.store.layout import (
     W_BACKEND,
     generation_at,
 )
+from dmemfs_shm.store.namespace import Found
+from dmemfs_shm.store.tree import Unsettled
 
 from ..lockstore import mutex_findings
 from .harness import Fault
-from .operations import State, differences, look, take_stock
+from .operations import Abandoned, State, differences, look, take_stock
 
 #: What a survivor does first (`take_back`).
 REAP, READ, UNLOCK, CHECK = range(4)
@@ -54,7 +59,6 @@ REAP, READ, UNLOCK, CHECK = range(4)
 PIECE = 4 * PAGE  # bytes that pictures share where they are alike
 
 File = tuple[int, tuple[tuple[int, bytes], ...]]  # size, and (offset, bytes) of what has memory
-Sizes = dict[str, int]  # of what stands at a path
 
 
 class Picture(NamedTuple):
@@ -96,7 +100,7 @@ def _data_from(fd: int, at: int, end: int) -> int:
         return end
 
 
-def _read(path: str, before: File | None) -> File:
+def _read_file(path: str, before: File | None) -> File:
     """What is in a file; pieces that are as they were before are the same objects."""
     known = dict(before[1]) if before else {}
     fd = os.open(path, os.O_RDONLY)
@@ -130,7 +134,7 @@ class Place:
         """A picture; *only_memory*: no name and no semaphore has changed since the one before."""
         files = {}
         for path in before if only_memory else self.paths():
-            files[path] = before[path] if only_memory and _is_semaphore(path) else _read(path, before.get(path))
+            files[path] = before[path] if only_memory and _is_semaphore(path) else _read_file(path, before.get(path))
         return files
 
     def put(self, files: dict[str, File]) -> None:
@@ -270,11 +274,23 @@ class Outcome(NamedTuple):
     findings: list[str]
 
 
-def survive(place: Place, picture: Picture, seat: Seat, views: Mapping[int, bytes], known: Iterable[str] = ()) -> Outcome:
-    """Revive a picture, take part in it, and look what is there in the end.
+class Read(NamedTuple):
+    """What a survivor read before anything was taken back: contents without a lock, what `stat` says, everything."""
 
-    views: what pin records of the mortal keep. known: paths that somebody may ask for.
-    """
+    glances: dict[str, bytes | None]
+    stats: dict[str, object]
+    state: State
+
+
+class Known(NamedTuple):
+    """What a survivor who was there before knows: paths to ask for, and what he remembers of the files."""
+
+    paths: tuple[str, ...] = ()
+    files: Mapping[str, Found] = {}
+
+
+def survive(place: Place, picture: Picture, seat: Seat, views: Mapping[int, bytes], known: Known) -> Outcome:
+    """Revive a picture, take part in it, and look what is there in the end. views: what pin records of the mortal keep."""
     with place.revive(picture, seat.living) as others:
         fs = sit(place, seat)
         try:
@@ -284,14 +300,29 @@ def survive(place: Place, picture: Picture, seat: Seat, views: Mapping[int, byte
             others.unlock(LB_SLOT + seat.mortal)
             fs.trim()
             state, more = take_stock(fs)
-            if first is not None and first != (last := (_ask(fs, known), state)):
-                findings.append(f"at first it was read otherwise: {first[0]} and {last[0]}, {differences(first[1], state)}")
+            if first is not None:
+                findings += _read_otherwise(first, state, _stats(fs, known.paths))
             return Outcome(state, findings + more + mutex_findings(fs._store))
         finally:
             fs.close()
 
 
-def take_back(fs: MemoryFileSystem, first: int, known: Iterable[str] = ()) -> tuple[tuple[Sizes, State] | None, list[str]]:
+def remember(place: Place, picture: Picture, seat: Seat, paths: Iterable[str]) -> Known:
+    """What somebody knows who has seen all of a store. He changes nothing of it by looking."""
+    paths, files = tuple(paths), {}
+    with place.revive(picture, seat.living):
+        fs = sit(place, seat)
+        assert fs._store is not None
+        for path in paths:
+            with contextlib.suppress(Unsettled):
+                found = fs._store.tree.look_up(parse(path).parts)
+                if fs._store.tree.kind(found[0]) == KIND_FILE:
+                    files[path] = found
+        fs.close()
+    return Known(paths, files)
+
+
+def take_back(fs: MemoryFileSystem, first: int, known: Known) -> tuple[Read | None, list[str]]:
     """Take back what the dead hold: at once (REAP), or after everything was read, and with all of it open (READ), or after
     the mutexes were freed one by one, the last one first (UNLOCK), or after a look whether all is sound (CHECK).
 
@@ -301,8 +332,8 @@ def take_back(fs: MemoryFileSystem, first: int, known: Iterable[str] = ()) -> tu
     assert store is not None
     with contextlib.ExitStack() as stack:
         if first == READ:
-            read = _ask(fs, known), look(fs)
-            for path in sorted(path for path, what in read[1].items() if what is not None):
+            read = _read(fs, known)
+            for path in sorted(path for path, what in read.state.items() if what is not None):
                 stack.enter_context(fs.open(path, allow_abandoned=True))
         elif first == UNLOCK:
             for mutex in reversed(store.mutexes):
@@ -313,13 +344,33 @@ def take_back(fs: MemoryFileSystem, first: int, known: Iterable[str] = ()) -> tu
     return read, findings
 
 
-def _ask(fs: MemoryFileSystem, known: Iterable[str]) -> Sizes:
-    """The sizes of what stands at these paths, read without a lock."""
-    sizes: Sizes = {}
-    for path in known:
+def _read(fs: MemoryFileSystem, known: Known) -> Read:
+    """First what takes no lock and enters no mutex, then what may."""
+    store = fs._store
+    assert store is not None
+    glances = {path: _read_unlocked(store, found) for path, found in known.files.items()}
+    store.names.files.update(known.files)
+    return Read(glances, _stats(fs, known.paths), look(fs))
+
+
+def _stats(fs: MemoryFileSystem, paths: Iterable[str]) -> dict[str, object]:
+    found = {}
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):
-            sizes[path] = fs.stat(path)["size"]
-    return sizes
+            found[path] = fs.stat(path)
+    return found
+
+
+def _read_otherwise(read: Read, state: State, stats: dict[str, object]) -> list[str]:
+    """What was read before anything was taken back, and is not so in the end. What `stat` says of a file that was being
+    written is how far its writer was, and that may be taken back."""
+    glances = [path for path, data in read.glances.items() if data is not None and data != state.get(path)]
+    paths = {path for path in read.stats.keys() | stats.keys() if not isinstance(state.get(path), Abandoned)}
+    return [
+        *(f"{path} was read without a lock, and is not so" for path in glances),
+        *(f"{path} was {read.stats.get(path)}" for path in paths if read.stats.get(path) != stats.get(path)),
+        *(f"at first, {difference}" for difference in differences(read.state, state)),
+    ]
 
 
 def _kept(fs: MemoryFileSystem, pin: int) -> bytes:
