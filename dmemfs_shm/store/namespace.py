@@ -754,6 +754,7 @@ class Namespace:
         if self.tree.walk(dst.parts):
             raise FileExistsError(f"Destination already exists: '{dst.text}'")
         parent = self._parent_for(section, dst, make_parents=False)
+        section.unsettle_namespace()  # what is in the copy has even sequences, and must not be found before the commit
         self.tree.link(section, top, KIND_DIR, parent, dst.parts[-1])
         section.plan[intent] = 0
 

@@ -94,13 +94,16 @@ class Section:
         self._even.clear()
         self._names = False
 
-    def freeze_namespace(self) -> None:
-        """From here to the commit nobody takes a lock that was looked up before; whoever was about to, has it by now.
+    def unsettle_namespace(self) -> None:
+        """From here to the commit nobody finds anything without m[0].
 
         If we die or fail, the next visitor to m[0] evens the word.
         """
-        w = self.w
-        w[NAMESPACE] = w[NAMESPACE] | 1
+        self.w[NAMESPACE] = self.w[NAMESPACE] | 1
+
+    def freeze_namespace(self) -> None:
+        """As `unsettle_namespace`, and nobody takes a lock that was looked up before; whoever was about to, has it by now."""
+        self.unsettle_namespace()
         for mutex in self._sections.mutexes[1:]:
             self._inner.append(mutex)
             mutex.acquire(self.thread, self.timeout)

@@ -90,6 +90,7 @@ SHARP = [
     ("rename-file", READ),
     ("replace", READ),
     ("write-bytes-over-small", READ),
+    ("copy-tree", READ),
 ]
 LATE = 60
 TRIPLES = 40
