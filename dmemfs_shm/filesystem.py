@@ -395,9 +395,10 @@ class MemoryFileSystem:
                 found = store.names.find(parsed, timeout)
             if not found[0]:
                 raise FileNotFoundError(f"No such file: '{parsed.text}'")
-            if store.names.kind_of(found) == KIND_DIR:
+            kind_found = store.names.kind_of(found)
+            if kind_found == KIND_DIR:
                 raise IsADirectoryError(f"Is a directory: '{parsed.text}'")
-            if mode == "xb":
+            if kind_found and mode == "xb":
                 raise FileExistsError(f"File exists: '{parsed.text}'")
             if store.rw.lock(*found, record, kind, timeout):
                 return found, False

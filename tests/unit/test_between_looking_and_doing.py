@@ -20,22 +20,22 @@ from ..crash.harness import WordBuffer, instrument
 
 
 @contextlib.contextmanager
-def after_finding(fs: MemoryFileSystem, happens: Callable[[], Any]) -> Iterator[None]:
-    """Call happens() once, just after the next path was looked up."""
+def after_finding(fs: MemoryFileSystem, happens: Callable[[], Any], how: str = "find") -> Iterator[None]:
+    """Call happens() once, just after the next path was looked up (or, *how* "create", found to stand)."""
     names: Any = fs._store.names
-    real = names.find
+    real = getattr(names, how)
 
     def find(*args: Any) -> Any:
         found = real(*args)
-        names.find = real
+        setattr(names, how, real)
         happens()
         return found
 
-    names.find = find
+    setattr(names, how, find)
     try:
         yield
     finally:
-        names.find = real
+        setattr(names, how, real)
 
 
 @contextlib.contextmanager
@@ -185,6 +185,11 @@ def test_directories_of_the_dead(fs: MemoryFileSystem) -> None:
         store.tree.look_up([*parts, b"x"])
     assert not fs.exists("/d/e/x")
     assert store.tree.look_up([*parts, b"x"])[0] == 0
+def test_creating_where_a_directory_went(other: MemoryFileSystem) -> None:
+    """A directory that is in the way of a file is no file that exists; when it has gone, the file is created."""
+    with after_finding(other, lambda: other.rmtree("/d"), "create"):
+        other.open("/d", "xb").close()
+    assert other.is_file("/d")
 
 
 def test_new_directories_stand_all_or_none(stores: Stores) -> None:
