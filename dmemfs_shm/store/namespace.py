@@ -393,6 +393,8 @@ class Namespace:
                 return 0
             self._take_away(section, node)
             content = self.w[self.at(node) + N_CONTENT] + 1
+        elif not size:
+            content = 0
         new = self._new_file(section, parent, path.parts[-1], size, fill, pin, content)
         if node:
             self.w[self.at(new) + N_CREATED] = self.w[self.at(node) + N_CREATED]
@@ -403,7 +405,7 @@ class Namespace:
     ) -> int:
         """A complete file with a name that does not stand."""
         self.tree.check_limit(section)
-        new = self.tree.add(section, KIND_FILE, parent, name, size, content if size else 0)
+        new = self.tree.add(section, KIND_FILE, parent, name, size, content)
         self._attach(section, new, size, fill, pin)
         return new
 

@@ -95,6 +95,18 @@ def test_replacing_keeps_created_at_and_raises_the_generation(fs: MemoryFileSyst
     assert fs.stats()["file_count"] == 1
 
 
+def test_empty_content_raises_the_generation_beside_a_reader(fs: MemoryFileSystem) -> None:
+    """What a reader keeps from being changed in place has a successor, not a new beginning."""
+    for content in (b"one", b"two", b"three"):
+        fs.write_bytes("/f", content)
+    before = fs.stat("/f")["generation"]
+    with fs.open("/f"):
+        fs.write_bytes("/f", b"")
+    assert fs.stat("/f")["generation"] == before + 1
+    fs.write_bytes("/new", b"")
+    assert fs.stat("/new")["generation"] == 0
+
+
 def test_refused_write_bytes_leaves_the_old_file(stores: Stores) -> None:
     """What passes the quota neither changes a file nor makes one."""
     fs = stores.private(max_quota=10_000)
