@@ -122,7 +122,7 @@ class Tree:
         w, plan = section.w, section.plan
         now_is = plan.__getitem__ if plan else w.__getitem__
         node = now_is(NODE_FREE)
-        if node:
+        if node and (not plan or self._was_free(node)):
             at = self.check_node(node, NODE_FREE)
             plan[NODE_FREE] = now_is(at + N_NEXT) & LOW32
         else:
@@ -313,7 +313,7 @@ class Tree:
         """A free node, taken. Its words may be stored plainly until the commit: nobody looks at a free node."""
         plan = section.plan
         node = plan[NODE_FREE]
-        if node:
+        if node and self._was_free(node):
             at = self.check_node(node, NODE_FREE)
             plan[NODE_FREE] = plan[at + N_NEXT] & LOW32
             plan[at + N_NEXT] = 0
@@ -323,6 +323,14 @@ class Tree:
             raise NeedNodes
         plan[NODE_BREAK] = node + 1
         return node
+
+    def _was_free(self, node: int) -> bool:
+        """Whether a node of the free chain was in it before the transaction.
+
+        One that only the plan frees is still in use for everybody else, and after our death: it must not be stored to
+        plainly, so it is not taken before the commit.
+        """
+        return self.w[self.check_node(node, NODE_FREE) + N_NAME] >> KIND_SHIFT & 0xFF == KIND_FREE
 
     def free_node(self, section: Section, node: int) -> None:
         """Give a node back; its generation must be even in the plan."""

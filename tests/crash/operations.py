@@ -251,7 +251,7 @@ def reader_of(path: str) -> Callable[..., Any]:
     return ready
 
 
-LONG = "n" * 200  # a name that takes two nodes
+LONG, LONGER = "n" * 200, "m" * 210  # names that take two nodes
 DEEP = "/" + "/".join(f"level{i}" for i in range(12))
 
 OPERATIONS: dict[str, Operation] = {
@@ -282,9 +282,15 @@ OPERATIONS: dict[str, Operation] = {
     "remove-pieces": Operation(call("remove", "/large"), (), in_pieces),
     "rename-file": Operation(call("rename", "/d/small", "/d/sub/renamed")),
     "rename-to-long-name": Operation(call("rename", "/d/small", f"/{LONG}")),
+    "rename-long-to-long-name": Operation(
+        call("rename", f"/{LONG}", f"/d/{LONGER}"), (), lambda case: case.fs.write_bytes(f"/{LONG}", SMALL)
+    ),
     "rename-directory": Operation(call("rename", "/d", "/renamed")),
     "replace": Operation(call("replace", "/d/small", "/large")),
     "replace-nothing": Operation(call("replace", "/d/small", "/d/x")),
+    "replace-long-name": Operation(
+        call("replace", "/d/small", f"/{LONG}"), (), lambda case: case.fs.write_bytes(f"/{LONG}", OTHER)
+    ),
     "move": Operation(call("move", "/d/small", "/p/q/r/moved")),
     "move-directory": Operation(call("move", "/d", "/p/q/r/moved")),
     "mkdir": Operation(call("mkdir", "/d/x")),
@@ -300,6 +306,12 @@ OPERATIONS: dict[str, Operation] = {
     "write-bytes-small-over-large": Operation(call("write_bytes", "/large", SMALL)),
     "write-bytes-over-pieces": Operation(call("write_bytes", "/large", OTHER), (), in_pieces),
     "write-bytes-over-viewed": Operation(call("write_bytes", "/d/small", OTHER), (), Case.look_at_small),
+    "write-bytes-over-read-long-name": Operation(
+        lambda fs, _, handle: (fs.write_bytes(f"/{LONG}", SMALL), handle.close()),
+        (),
+        lambda case: case.fs.write_bytes(f"/{LONG}", OTHER),
+        ready=lambda fs, fault: fs.open(f"/{LONG}"),
+    ),
     "read-bytes": Operation(call("read_bytes", "/large")),
     "view": Operation(view_and_forget("/large")),
     "view-of-pieces": Operation(view_and_forget("/large"), (), in_pieces),
