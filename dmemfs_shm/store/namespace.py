@@ -461,8 +461,8 @@ class Namespace:
         self._take_away(section, old)
 
     def _take_away(self, section: Section, node: int) -> None:
-        """A file loses its name, and its content unless somebody looks at it. REQUIRES the node's mutex."""
-        section.sequence_odd(node)  # stored first: who reads without the lock must not see it without its blocks
+        """A file loses its name, and its content with its last reader. REQUIRES its mutex."""
+        section.sequence_odd(node)  # stored first: who reads without the lock must not see new words under an even one
         self.tree.unlink(section, node)
         self._retire(section, node)
 
@@ -551,7 +551,6 @@ class Namespace:
             parent = self._parent_for(section, dst, make_parents=make_parents)
             if directory and not self.w[NAMESPACE] & 1:  # making the parents was a commit of its own
                 self._freeze(section, node)
-            section.sequence_odd(node)
             self._rename_node(section, node, parent, dst.parts[-1])
 
         self.attempt(step, timeout)
@@ -565,10 +564,13 @@ class Namespace:
             raise FileNotFoundError(f"Destination parent does not exist: '{dst.text}'")
         return self._make_directories(section, dst.parts[:-1])
 
-    def _rename_node(self, section: Section, node: int, parent: int, name: bytes) -> None:
-        """REQUIRES that the plan has made the node's sequence odd before anything else of it: see `Tree.look_up`."""
+    def _rename_node(self, section: Section, node: int, parent: int, name: bytes, *, old: int = 0) -> None:
+        """The node takes that name, of *old* if that stands. REQUIRES the mutexes of both."""
         plan, at = section.plan, self.at(node)
         kind = self.tree.kind(node)
+        section.sequence_odd(node)  # stored first and undone last: see `Tree.look_up`
+        if old:
+            self._succeed(section, old, node)
         self.tree.unlink(section, node)
         rest = plan[at + N_NEXT] >> 32
         if rest:
@@ -596,13 +598,8 @@ class Namespace:
             if old and self.w[self.at(old)] & LOCK_WRITER:
                 writer[0] = old
                 return
-            section.sequence_odd(node)
-            if old:
-                self._succeed(section, old, node)
-                parent = section.w[self.at(old) + N_PARENT]
-            else:
-                parent = self._parent_for(section, dst, make_parents=False)
-            self._rename_node(section, node, parent, dst.parts[-1])
+            parent = self._parent_for(section, dst, make_parents=False)
+            self._rename_node(section, node, parent, dst.parts[-1], old=old)
 
         while True:
             rest = None if deadline is None else max(0.0, deadline - time.monotonic())
