@@ -874,8 +874,8 @@ class Namespace:
         """What `finish` does at a close, for the files that a dead participant was writing. Comes before its locks are
         given back: while they stand, nobody else is in these files.
 
-        Whether a file has blocks to give back is seen inside m[0] only: outside, it may be what the dead one's last
-        transaction stored, which is rolled back when somebody enters.
+        Each of them takes a visit to m[0], needed or not: what stands in its words until then may be a transaction that
+        the dead one left open there, and whoever gets the lock must not find that.
         """
         w = self.w
         for record in self.store.rw.records(slot):

@@ -22,6 +22,8 @@ from dmemfs_shm.errors import (
     MFSParameterError,
     MFSStoreGoneError,
 )
+from dmemfs_shm.store import section
+from dmemfs_shm.store.layout import journal_at
 
 from ..conftest import MIB, Stores, entries_of, mark_of
 from ..processes import METHODS, Link, Task, call_in_child, child, until
@@ -641,6 +643,41 @@ def test_file_that_the_killed_did_not_change_is_whole(named: MemoryFileSystem, m
         writer.kill()
     assert named.read_bytes("/victim") == b"content"
     assert named.stat("/victim")["abandoned"] is False
+
+
+def _die_while_truncating(_link: Link, fs: MemoryFileSystem) -> None:
+    """Die in the transaction that gives blocks back: the new capacity is stored and not committed."""
+    real = section.commit
+
+    def commit_and_open_the_journal_again(w: Any, at: int, plan: Any) -> None:
+        real(w, at, plan)
+        w[at] = len(plan)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with fs.open("/victim", "r+b") as handle:
+        section.commit = commit_and_open_the_journal_again
+        handle.truncate(100)
+
+
+@pytest.mark.parametrize("backend", ["generation", "ofd"])
+def test_what_the_killed_was_changing_is_settled_before_its_lock_goes(stores: Stores, backend: str) -> None:
+    """Who is next in line finds no half transaction, and the file is charged what its size needs."""
+    named = stores.create(backend=backend)
+    named.write_bytes("/victim", bytes(1000))
+    store, journals = named._store, []
+    with child("fork", _die_while_truncating, named) as writer:
+        writer.join()
+    assert store.w[journal_at(0)], "the child has died elsewhere"
+    reap = store.rw.reap
+
+    def look_and_reap(*args: Any) -> bool:
+        journals.append(store.w[journal_at(0)])
+        return bool(reap(*args))
+
+    store.rw.reap = look_and_reap
+    named.open("/victim", allow_abandoned=True).close()
+    assert journals == [0]
+    assert named.stats()["used_bytes"] == 256 + 128
 
 
 @pytest.mark.parametrize("way", ["write_bytes", "replace", "remove"])
