@@ -773,7 +773,7 @@ class Namespace:
                 if entry.kind == KIND_DIR:
                     stack.append((entry.node, entry.generation, self._copy_directory(entry.name, target, timeout)))
                 elif entry.kind == KIND_FILE:
-                    self._copy_file(entry, target, timeout)
+                    self._copy_file(node, generation, entry.name, target, timeout)
 
     def _copy_directory(self, name: bytes, target: int, timeout: float | None) -> int:
         def step(section: Section) -> int:
@@ -782,12 +782,21 @@ class Namespace:
 
         return self.store.transact(step, timeout)
 
-    def _copy_file(self, entry: Entry, target: int, timeout: float | None) -> None:
-        """Copy a file, unless it went meanwhile."""
-        found = entry.node, entry.generation, self.w[NAMESPACE]
-        self.reading(
-            found, self.tree.path(entry.node), timeout, lambda size, fill: self._put_in(target, entry.name, size, fill, timeout)
-        )
+    def _copy_file(self, directory: int, generation: int, name: bytes, target: int, timeout: float | None) -> None:
+        """Copy the file of that name in a directory, unless it went meanwhile."""
+
+        def find(section: Section) -> Found | None:
+            node = self.tree.find(directory, name) if self.is_directory(directory, generation) else 0
+            if not node or self.tree.kind(node) != KIND_FILE:
+                return None
+            return node, self.w[self.at(node) + N_GENERATION], self.w[NAMESPACE]
+
+        def copied(size: int, fill: Fill) -> None:
+            self._put_in(target, name, size, fill, timeout)
+
+        while found := self.store.transact(find, timeout):
+            if self.reading(found, self.tree.path(found[0]), timeout, copied):
+                break
 
     def _put_in(self, target: int, name: bytes, size: int, fill: Fill, timeout: float | None) -> None:
         """A complete file in a directory that nobody else sees."""

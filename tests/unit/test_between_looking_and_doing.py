@@ -205,3 +205,30 @@ def test_new_directories_stand_all_or_none(stores: Stores) -> None:
     fs.move("/file", f"{deep}/p/q/r/file")
     assert fs.read_bytes(f"{deep}/p/q/r/file") == b"x"
     assert fs.stats()["dir_count"] == 504
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda fs: fs.rename("/d/e", "/d/moved"),
+        lambda fs: (fs.mkdir("/gone"), fs.rmtree("/gone")),
+        lambda fs: (fs.write_bytes("/from/new", b"y"), fs.replace("/from/new", "/from/f")),
+    ],
+    ids=["another directory moves", "another directory goes", "the file is replaced"],
+)
+def test_copying_a_tree_misses_no_file(other: MemoryFileSystem, happens: Callable[[MemoryFileSystem], Any]) -> None:
+    """A file that is there throughout is in the copy, whatever else happens between listing and locking it."""
+    other.mkdir("/from")
+    other.write_bytes("/from/f", b"x")
+    locks: Any = other._store.rw
+    real = locks.lock
+
+    def lock(*args: Any) -> Any:
+        locks.lock = real
+        happens(other)
+        return real(*args)
+
+    locks.lock = lock
+    other.copy_tree("/from", "/to")
+    assert other.listdir("/to") == ["f"]
+    assert other.read_bytes("/to/f") == other.read_bytes("/from/f")
