@@ -636,6 +636,16 @@ def attach(name: str, uuid: uuids.UUID | None = None) -> Attachment:
 
     *uuid*: it must be this very store: MFSStoreGoneError otherwise.
     """
+    try:
+        return _attach(name, uuid)
+    except (FileNotFoundError, MFSUnfinishedStoreError):
+        if uuid is None:
+            raise
+        # It was finished once: it is unlinked or about to be, or its successor is being made.
+        raise MFSStoreGoneError(f"The store {name!r} was destroyed.") from None
+
+
+def _attach(name: str, uuid: uuids.UUID | None) -> Attachment:
     full = names.index_name(name)
     deadline = time.monotonic() + WAIT_FOR_CREATOR_S
     seen_free = False
@@ -643,8 +653,6 @@ def attach(name: str, uuid: uuids.UUID | None = None) -> Attachment:
         try:
             fd = segment.open_fd(full)
         except FileNotFoundError:
-            if uuid is not None:
-                raise MFSStoreGoneError(f"The store {name!r} was destroyed.") from None
             raise FileNotFoundError(f"No such store: {name!r}") from None
         try:
             found = read_identity(fd, name)

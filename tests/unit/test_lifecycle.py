@@ -21,9 +21,10 @@ from dmemfs_shm.errors import (
     MFSLockTimeoutError,
     MFSParameterError,
     MFSStoreGoneError,
+    MFSUnfinishedStoreError,
 )
-from dmemfs_shm.store import section
-from dmemfs_shm.store.layout import journal_at
+from dmemfs_shm.store import names, section
+from dmemfs_shm.store.layout import MAGIC, STATE_DESTROYED, STATE_INIT, W_MAGIC, W_STATE, journal_at
 
 from ..conftest import MIB, Stores, entries_of, mark_of
 from ..processes import METHODS, Link, Task, call_in_child, child, until
@@ -418,6 +419,26 @@ def test_pickle_of_a_store_that_is_gone(filled: MemoryFileSystem, stores: Stores
     stores.create(store_name)
     with pytest.raises(MFSStoreGoneError):
         pickle.loads(frozen)
+
+
+def test_pickle_of_a_store_that_is_going(filled: MemoryFileSystem, store_name: str) -> None:
+    """Half destroyed, or with a successor half made, it is gone as well; without the uuid there is no such store."""
+    frozen = pickle.dumps(filled)
+    index = os.open(f"/dev/shm{names.index_name(store_name)}", os.O_RDWR)
+    try:
+        for word, value, without in (
+            (W_STATE, STATE_DESTROYED, FileNotFoundError),
+            (W_STATE, STATE_INIT, MFSUnfinishedStoreError),
+            (W_MAGIC, 0, MFSUnfinishedStoreError),
+        ):
+            os.pwrite(index, value.to_bytes(8, "little"), word * 8)
+            with pytest.raises(MFSStoreGoneError):
+                pickle.loads(frozen)
+            with pytest.raises(without):
+                MemoryFileSystem.attach(store_name)
+    finally:
+        os.pwrite(index, MAGIC.to_bytes(8, "little"), W_MAGIC * 8)  # so that it can be destroyed with all that it has
+        os.close(index)
 
 
 def test_pickled_private_store_outlives_collection(stores: Stores) -> None:
