@@ -291,11 +291,21 @@ class MemoryFileHandle(io.RawIOBase):
         """Blocks of our own for *size* bytes, the first *keep* of which stay."""
         store, timeout = self._store, self._fs._timeout
         store.work_off()  # a view that is gone may not have given its pin back yet
-        if self._w[self._at + N_PIN] & LOW32:
-            store.names.unshare(self._node, keep, size, timeout)
-        self._fs._guard.check_before_write(size - self._capacity)
-        store.names.grow(self._node, size, timeout)
-        self._locate()
+        try:
+            if self._w[self._at + N_PIN] & LOW32:
+                store.names.unshare(self._node, keep, size, timeout)
+            self._fs._guard.check_before_write(size - self._capacity)
+            store.names.grow(self._node, size, timeout)
+        finally:
+            self._relocate()
+
+    def _relocate(self) -> None:
+        """Learn anew where the bytes are: also after an exception, the blocks may be others than before.
+
+        Who went on with the old ones would write into those of a view, or of another file.
+        """
+        if self._w[W_STATE] == STATE_READY:
+            self._locate()
 
     def _mark_dirty(self) -> None:
         """From here on our death leaves the file abandoned: a plain store into our own record, before the first change."""
@@ -324,8 +334,15 @@ class MemoryFileHandle(io.RawIOBase):
         target = self._pos if size is None else operator.index(size)
         if target < 0:
             raise ValueError("truncate size must be >= 0")
-        w, at, before = self._w, self._at, self._size
-        pinned = w[at + N_PIN] & LOW32
+        try:
+            self._resize(target, self._size)
+        finally:
+            self._relocate()
+        self._pos = min(self._pos, target)
+        return target
+
+    def _resize(self, target: int, before: int) -> None:
+        pinned = self._w[self._at + N_PIN] & LOW32
         if target > before:
             if target > self._capacity or pinned:
                 self._make_room(target, before)
@@ -335,13 +352,9 @@ class MemoryFileHandle(io.RawIOBase):
                 if not self._dirty:
                     self._mark_dirty()
                 self._store.names.unshare(self._node, target, target, self._fs._timeout)
-                self._locate()
             self._change(target, lambda: None)
         if not pinned:
             self._store.names.fit(self._node)
-            self._locate()
-        self._pos = min(self._pos, target)
-        return target
 
     def _change(self, size: int, store_bytes: Any) -> None:
         """Change the size, after the bytes that become part of the file were stored."""

@@ -248,6 +248,28 @@ def test_the_bytes_never_change(fs: MemoryFileSystem, name: str, size: int) -> N
     assert orphaned(fs) == 0
 
 
+@pytest.mark.parametrize("change", [lambda handle: handle.write(b"x" * 9000), lambda handle: handle.truncate(2000)])
+def test_an_interrupted_writer_does_not_go_on_in_the_old_blocks(fs: MemoryFileSystem, change: Callable[[Any], Any]) -> None:
+    """The file has other blocks already when an exception comes: what is written next goes into those."""
+    fs.write_bytes("/f", pattern(5000))
+    view = fs.view("/f")
+    give_back = fs._store.names.give_back_pin
+
+    def interrupted(pin: int) -> None:
+        give_back(pin)
+        raise KeyboardInterrupt
+
+    with fs.open("/f", "r+b") as handle:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fs._store.names, "give_back_pin", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                change(handle)
+        handle.seek(0)
+        handle.write(b"new")
+    assert view == pattern(5000)
+    assert fs.read_bytes("/f")[:3] == b"new"
+
+
 def test_a_pin_ends_with_its_last_buffer(fs: MemoryFileSystem) -> None:
     """Removed content is charged as orphaned until the last buffer on it goes."""
     fs.write_bytes("/f", pattern(5000))
