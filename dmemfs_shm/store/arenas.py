@@ -34,6 +34,7 @@ from .layout import (
     BACK_PAGES_MOST,
     DESCRIPTOR_WORDS,
     PAGE,
+    STATE_READY,
     UNIT,
     UNITS_PER_PAGE,
     WORD,
@@ -165,6 +166,9 @@ class Arenas:
         name = names.arena(self.store.uuid, number, life)
         fd = segment.open_fd(name, create=True)
         try:
+            if self.store.state != STATE_READY:  # destroyed, perhaps before it could see this one
+                segment.unlink(name)
+                self.store.check_state()
             if os.fstat(fd).st_size != size * PAGE:
                 segment.set_size(fd, size * PAGE)
             segment.back(fd, name, backed * PAGE, (pages - backed) * PAGE)

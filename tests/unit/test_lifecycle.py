@@ -23,7 +23,7 @@ from dmemfs_shm.errors import (
     MFSStoreGoneError,
     MFSUnfinishedStoreError,
 )
-from dmemfs_shm.store import names, section
+from dmemfs_shm.store import arenas, names, section
 from dmemfs_shm.store.layout import MAGIC, STATE_DESTROYED, STATE_INIT, W_MAGIC, W_STATE, journal_at
 
 from ..conftest import MIB, Stores, entries_of, mark_of
@@ -376,6 +376,21 @@ def test_handles_after_destroy(filled: MemoryFileSystem, store_name: str) -> Non
     writer.close()
     filled.close()
     assert view == b"content"
+
+
+def test_growing_while_the_store_is_destroyed(
+    filled: MemoryFileSystem, store_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is about to make a segment when the store goes leaves none behind (the fixture looks)."""
+    ask = arenas.check_headroom
+
+    def asked(size: int) -> None:
+        ask(size)
+        MemoryFileSystem.destroy(store_name)
+
+    monkeypatch.setattr(arenas, "check_headroom", asked)
+    with pytest.raises(MFSStoreGoneError):
+        filled.write_bytes("/large", bytes(4 * MIB))
 
 
 def test_destroy_wakes_waiters(filled: MemoryFileSystem, store_name: str) -> None:
