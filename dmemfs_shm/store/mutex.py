@@ -269,7 +269,7 @@ class Mutex:
                 elif looks % 32 == 0:
                     self._mend_gate(thread)
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise MFSStoreBusyError(f"Another thread of this process holds mutex {self.number} of the store.")
+                    raise MFSStoreBusyError(self._who_is_in_front())
         finally:
             if announced:
                 with contextlib.suppress(ValueError):
@@ -375,6 +375,12 @@ class Mutex:
             if self.w[layout.slot_at(slot) + S_CLAIM + self.number] == generation:
                 return slot
         return None
+
+    def _who_is_in_front(self) -> str:
+        """Why the gate is shut: another thread of ours is inside, or waits itself for somebody else."""
+        if self.holder() in (None, self.participants.me):
+            return f"Another thread of this process holds mutex {self.number} of the store."
+        return self._who()
 
     def _who(self) -> str:
         slot = self.holder()

@@ -213,6 +213,25 @@ def test_stopped_holder(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> N
         assert store.w[generation_at(K)] == 0
 
 
+def test_stopped_holder_behind_the_gate(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that waits for another one of its process, which waits for the stopped, is told the same."""
+    monkeypatch.setattr(mutex, "GRACE_S", 0.15)
+    with child("fork", stop_inside, store.name) as running:
+        wait_until_stopped(running.pid)
+        first = Task(inside, store, K, lambda: None, 60.0)
+        try:
+            until(lambda: bool(store.mutexes[K]._gate), "the first thread waits for the holder")
+            with pytest.raises(MFSStoreBusyError) as caught:
+                inside(store, K, lambda: pytest.fail("two holders"), 0.0)
+            assert f"process {running.pid} " in str(caught.value)
+        finally:
+            os.kill(running.pid, signal.SIGCONT)
+        first.result()
+        running.receive()
+        running.join()
+        assert sound(store) == []
+
+
 def stop_with_the_token(link: Link, name: str) -> None:
     """Stop between taking the token and saying so."""
     store = attachment.attach(name)
