@@ -501,6 +501,9 @@ def create(name: str, parameters: Parameters) -> Attachment:
                     _finish_destroying(full, fd)
                     continue
                 _initialise(full, fd, parameters)
+                if not _same_file(fd, full):  # we were stopped for so long that a destroyer did not wait for us
+                    _unmake(fd)
+                    continue
                 return _open(name, os.dup(fd))
         finally:
             os.close(fd)
@@ -859,6 +862,7 @@ def destroy(name: str) -> None:
                     _finish_destroying(full, fd)
         except MFSUnfinishedStoreError:  # its creator is stopped: it goes all the same
             _finish_destroying(full, fd)
+            _unmake(fd)  # the creator may have gone on meanwhile; from here on it sees that its index has no name
     finally:
         os.close(fd)
 
@@ -871,8 +875,14 @@ def _mark_destroyed(fd: int) -> None:
 
 def _finish_destroying(full: str, fd: int) -> None:
     """Unlink all of a store, the index last: whoever dies on the way leaves something that says what is left."""
-    _wipe(fd)
+    _unmake(fd)
     segment.unlink(full)
+
+
+def _unmake(fd: int) -> None:
+    """Mark a store as destroyed, which it may have been before its creator made it READY, and unlink all but its index."""
+    _mark_destroyed(fd)
+    _wipe(fd)
 
 
 def destroy_segments(name: str, uuid: uuids.UUID, w: Words) -> None:

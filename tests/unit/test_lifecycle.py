@@ -7,6 +7,7 @@ import gc
 import os
 import pickle
 import signal
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +24,11 @@ from dmemfs_shm.errors import (
     MFSStoreGoneError,
     MFSUnfinishedStoreError,
 )
-from dmemfs_shm.store import arenas, names, section
+from dmemfs_shm.store import arenas, attachment, names, section
 from dmemfs_shm.store.layout import MAGIC, STATE_DESTROYED, STATE_INIT, W_MAGIC, W_STATE, journal_at
 
 from ..conftest import MIB, Stores, entries_of, mark_of
-from ..processes import METHODS, Link, Task, call_in_child, child, until
+from ..processes import DEADLINE_S, METHODS, Link, Task, call_in_child, child, until
 
 
 def close_quietly(fs: MemoryFileSystem) -> None:
@@ -376,6 +377,49 @@ def test_handles_after_destroy(filled: MemoryFileSystem, store_name: str) -> Non
     writer.close()
     filled.close()
     assert view == b"content"
+
+
+def test_destroying_while_it_is_created(store_name: str, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The destroyer waits for the creator; what it then takes away is gone for those who have it."""
+    marked, going = threading.Event(), []
+    mark, make_spares = attachment._mark_destroyed, attachment.provide_spares
+
+    def marks(fd: int) -> None:
+        mark(fd)
+        marked.set()
+
+    def makes_spares(uuid: Any) -> None:
+        make_spares(uuid)
+        if not going:
+            going.append(Task(MemoryFileSystem.destroy, store_name))
+            assert marked.wait(DEADLINE_S)
+
+    monkeypatch.setattr(attachment, "_mark_destroyed", marks)
+    monkeypatch.setattr(attachment, "provide_spares", makes_spares)
+    try:
+        fs = stores.create(store_name)
+        going[0].result()
+        with pytest.raises(MFSStoreGoneError):
+            fs.write_bytes("/f", b"lost")
+    except MFSStoreGoneError:
+        going[0].result()  # it was quicker than the creator's own attaching
+
+
+def test_destroying_what_a_stopped_creator_makes(store_name: str, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The destroyer does not wait for ever; the creator, when it goes on, makes its store anew."""
+    make_spares, first = attachment.provide_spares, []
+
+    def makes_spares(uuid: Any) -> None:
+        if not first:
+            first.append(uuid)
+            monkeypatch.setattr(attachment, "WAIT_FOR_CREATOR_S", 0.05)
+            MemoryFileSystem.destroy(store_name)
+        make_spares(uuid)
+
+    monkeypatch.setattr(attachment, "provide_spares", makes_spares)
+    fs = stores.create(store_name)
+    assert entries_of(first[0].hex) == []
+    assert stores.attach(store_name).uuid == fs.uuid != first[0]
 
 
 def test_growing_while_the_store_is_destroyed(
