@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: venv demo test lint fmt crash stress bench clean
+.PHONY: venv demo test lint fmt crash stress torture bench clean
 
 venv: $(READY)
 
@@ -38,6 +38,9 @@ crash: $(READY)
 
 stress: $(READY)
 	$(BIN)/pytest tests/stress -m "slow or not slow" --timeout=3600 $(ARGS)
+
+torture: $(READY)
+	$(BIN)/python tools/torture.py $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python tools/bench.py $(ARGS)

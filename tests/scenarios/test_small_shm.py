@@ -7,7 +7,6 @@ that touched memory that is not there would die of SIGBUS, and the test would se
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import random
@@ -25,38 +24,11 @@ from dmemfs_shm.store.recovery import SPARES
 
 from ..crash.harness import WordBuffer, instrument
 from ..lockstore import BOTH
+from ..own_shm import fill_shm, free_shm, is_possible, own_shm
 from ..processes import DEADLINE_S, call_in_child
 
 KIB, MIB, PAGE = 1 << 10, 1 << 20, 4096
 QUOTA = 64 * MIB
-FILLER = "/dev/shm/filler"
-CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
-
-
-# ---- a /dev/shm of one's own
-
-
-def own_shm(size_mib: int) -> None:
-    """From here on this process and its children have a /dev/shm of that size."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for failed in (
-        libc.unshare(CLONE_NEWNS),
-        libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None),
-        libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=%dm" % size_mib),
-    ):
-        if failed:
-            raise OSError(ctypes.get_errno(), "no /dev/shm of our own")
-
-
-def is_possible() -> bool:
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            own_shm(1)
-            os._exit(0)
-        os._exit(1)
-    return os.waitpid(pid, 0)[1] == 0
-
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not is_possible(), reason="mounting a small /dev/shm needs root and a mount namespace"
@@ -70,27 +42,6 @@ def in_small_shm(size_mib: int, function: Callable[..., Any], *args: Any) -> Any
 def _in_small_shm(size_mib: int, function: Callable[..., Any], *args: Any) -> Any:
     own_shm(size_mib)
     return function(*args)
-
-
-def fill_shm() -> None:
-    """Somebody else takes all that /dev/shm has left."""
-    fd = os.open(FILLER, os.O_RDWR | os.O_CREAT)
-    size, step = os.fstat(fd).st_size, MIB
-    while step >= PAGE:
-        try:
-            os.posix_fallocate(fd, size, step)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            step //= 2
-        else:
-            size += step
-    os.close(fd)
-
-
-def free_shm() -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(FILLER)
 
 
 @contextlib.contextmanager
