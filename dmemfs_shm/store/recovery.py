@@ -84,7 +84,10 @@ class Recovery:
                     raise MFSStoreBusyError("Another process is recovering the store and does not go on.")
                 if self.w[W_STATE] != STATE_READY:
                     return True  # a destroyed store gets no new semaphores
+                claimer = self._claimer(number, self.w[generation_at(number)] & ~1)
                 free = self._recover(number)
+                if claimer is not None and self._is_dead(claimer):
+                    self._recover_others_of(claimer)
                 if self.w[W_STATE] != STATE_READY:  # destroyed meanwhile, perhaps before it could see the new ones
                     for name in names.belongings(self.uuid)[1]:
                         with contextlib.suppress(posix_ipc.ExistentialError):
@@ -138,6 +141,16 @@ class Recovery:
         why = "its token was lost" if claimer is None else f"its holder, slot {claimer}, is dead"
         self.events.append(f"store {self.uuid.hex}: mutex {number} recovered, generation {g + 2}: {why}")
         return True
+
+    def _recover_others_of(self, slot: int) -> None:
+        """The other mutexes that a dead participant claims, too: who comes to each of them would wait two slices for it.
+
+        (It may have had all of them: `check` and operations on directories.)
+        """
+        for number in range(MUTEXES):
+            if self.w[self._claim_at(slot, number)] == self.w[generation_at(number)] & ~1:
+                with contextlib.suppress(MFSNoSpaceError):  # whoever needs that one is told
+                    self._recover(number)
 
     def _abort(self, at: int, g: int) -> bool:
         self.w[at] = g

@@ -24,6 +24,7 @@ from dmemfs_shm.store.journal import Plan, commit
 from dmemfs_shm.store.layout import (
     FREE,
     LB_RECOVER,
+    MUTEXES,
     N_CREATED,
     N_MODIFIED,
     NO_CLAIM,
@@ -181,6 +182,23 @@ def test_dead_holder(store: Attachment) -> None:
         inside(store, K, lambda: seen.append(store.w[at + N_CREATED]), 10)
         assert seen == [17]
         assert sound(store) == []
+
+
+def die_inside_all(link: Link, name: str) -> None:
+    store = attachment.attach(name)
+    thread = store.threads.enter()
+    for each in store.mutexes:
+        each.acquire(thread)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_dead_holder_of_all(generations: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who finds out that the holder of one is dead frees all that it had: nobody waits for each of them in turn."""
+    with child("fork", die_inside_all, generations.name) as running:
+        running.join()
+    inside(generations, K, lambda: None, 10.0)
+    assert generations.w[RECOVERIES] == MUTEXES
+    assert sound(generations) == []
 
 
 # ---- stopping
