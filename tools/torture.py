@@ -359,7 +359,7 @@ def torture(mix):
         if is_own:
             furnish(name, mix)
         run.run()
-        run.findings += run.examine()
+        run.look()
         if run.findings:
             run.keep_evidence()
     finally:

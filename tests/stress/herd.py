@@ -505,10 +505,17 @@ class Herd:
             self.collect(index)
         if len(victims) == len(self.workers):
             self.massacres += 1
-            self.findings += self.examine()
+            self.look()
             self.board.ending[0] |= bool(self.findings)
         for index in victims:
             self.start(index)
+
+    def look(self) -> None:
+        """Nobody is left: see what is wrong; not being able to see is a finding, too."""
+        try:
+            self.findings += self.examine()
+        except Exception:  # noqa: BLE001  # whatever it was, it is said
+            self.findings.append(f"nobody is left, and: {traceback.format_exc()}")
 
     def storm(self, rng: random.Random) -> None:
         """Several die at once, or all but one, or everyone."""

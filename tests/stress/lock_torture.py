@@ -264,7 +264,7 @@ def torture(conditions: Conditions) -> Seen:
     with lock_store(conditions.backend, slots=4 * conditions.processes) as store:
         run = LockTorture(store, conditions)
         run.run()
-        run.findings += run.examine()
+        run.look()
         board = run.board
         return Seen(
             **run.figures(),
