@@ -44,7 +44,7 @@ from . import names, segment
 from .arenas import Arenas
 from .blocks import Blocks, NeedMemory
 from .content import Content
-from .identity import ByteLocks, Participants
+from .identity import ByteLocks, Participants, keep_locked
 from .journal import Words
 from .layout import (
     BACKEND_OFD,
@@ -133,7 +133,7 @@ _FIRST_RECORDS = PAGE_WORDS // RECORD_WORDS
 
 _attached: dict[tuple[int, int], Attachment] = {}
 _attaching = threading.RLock()
-_inherited: list[tuple[str, int]] = []  # (name, life descriptor) of private stores that our parent had when it forked
+_inherited: list[tuple[str, segment.Anchor]] = []  # name and life of private stores that our parent had when it forked
 
 
 def unpack(packed: bytes) -> Any:
@@ -206,7 +206,8 @@ class Attachment:
         self.growing = threading.RLock()
         self.dropped: deque[int] = deque()  # records whose release was left to the next operation
         self.slot = -1
-        self.locks = ByteLocks(names.index_name(name, w[W_OWNER]))
+        self.locks = ByteLocks(names.index_name(name, w[W_OWNER]), anchored=True)
+        self._presence: segment.Anchor | None = None  # keeps the byte of our slot locked
         self.participants = Participants(w, self.layout, self.locks)
         self.recovery = Recovery(w, self.uuid, self.participants)
         kind = OfdMutex if w[W_BACKEND] == BACKEND_OFD else Mutex
@@ -226,7 +227,7 @@ class Attachment:
         self.unpinned: deque[int] = deque()  # pin records whose views are gone
         self.views: set[int] = set()  # pin records of living views
         self.wants_buckets = False
-        self._life = -1
+        self._life: segment.Anchor | None = None  # counts us among the users of a private store
         self._reaped: set[tuple[int, int]] = set()
 
     # ---- identity
@@ -333,7 +334,8 @@ class Attachment:
                 self.recovery.retire_claims(slot, deadline)
             else:
                 self._void_claims(slot)
-            if not self.locks.try_lock(LB_SLOT + slot):
+            self._presence = keep_locked(self.locks.name, LB_SLOT + slot)
+            if self._presence is None:
                 raise MFSStoreBusyError("A participant slot was taken while it was being cleaned.")
             self.participants.introduce(slot)
             self.slot = slot
@@ -393,13 +395,14 @@ class Attachment:
         self._close()
 
     def _close(self) -> None:
-        life, self._life = self._life, -1
-        if life >= 0:
-            with contextlib.suppress(OSError):
-                os.close(life)
+        life, self._life = self._life, None
+        if life is not None:
+            life.release()
             if not self.forked:
                 self.destroy_if_alone()
         self.locks.close()
+        if self._presence is not None:
+            self._presence.release()
         for mutex in self.mutexes:
             mutex.close()
         self.arenas.close()
@@ -412,13 +415,9 @@ class Attachment:
     def reap_dead(self) -> int:
         """Give back what dead participants hold. Returns how many there were that had not been reaped by us before.
 
-        MFSStoreGoneError if somebody closed our lock descriptor: then it is us who look dead.
+        MFSStoreGoneError if somebody closed our lock descriptor and it can't be replaced.
         """
-        if self.locks.lock_is_lost():
-            raise MFSStoreGoneError(
-                "This process's descriptors were closed behind its back (os.closerange, a daemoniser), and with them its "
-                "locks: close the filesystem object and attach again."
-            )
+        self.recovery.mend()
         count = 0
         for slot, epoch in self.participants.dead():
             if (slot, epoch) in self._reaped:
@@ -463,22 +462,25 @@ class Attachment:
         A pruner that came in between has the byte for himself and destroys it; then it is gone when we return, too.
         """
         deadline = time.monotonic() + WAIT_FOR_CREATOR_S
-        while not self.locks.try_lock(LB_LIFE):
-            if not self.locks.is_locked_exclusively(LB_LIFE) or time.monotonic() >= deadline:
-                return False
-            time.sleep(0.0005)
-        destroy_segments(self.name, self.uuid, self.w)
-        return True
+        try:
+            locks = ByteLocks(self.locks.name)
+        except FileNotFoundError:
+            return True
+        try:
+            while not locks.try_lock(LB_LIFE):
+                if not locks.is_locked_exclusively(LB_LIFE) or time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.0005)
+            destroy_segments(self.name, self.uuid, self.w)
+            return True
+        finally:
+            locks.close()
 
     def hold_life(self) -> None:
         """Count ourselves among those who use a private store: a shared lock that forked children inherit."""
-        locks = ByteLocks(self.locks.name)
-        if not locks.try_lock(LB_LIFE, shared=True):
-            locks.close()
+        self._life = keep_locked(self.locks.name, LB_LIFE, shared=True, inherited=True)
+        if self._life is None:
             raise MFSStoreGoneError(f"The store {self.name!r} is being destroyed.")
-        self._life = locks.fd
-        locks.fd = -1
-        os.set_inheritable(self._life, False)
 
 
 # ---- creating
@@ -726,11 +728,10 @@ def release(store: Attachment, *, leave: bool = True) -> None:
 
 def _is_ours_alone(store: Attachment) -> bool:
     """Whether this is a private store that no other process has; it is not ours any more then."""
-    if not store.private or store._life < 0:
+    if not store.private or store._life is None:
         return False
-    with contextlib.suppress(OSError):
-        os.close(store._life)
-    store._life = -1
+    store._life.release()
+    store._life = None
     if store.destroy_if_alone():
         return True
     store.hold_life()
@@ -745,8 +746,7 @@ def leave_all() -> None:
                 store.leave()
         while _inherited:
             name, life = _inherited.pop()
-            with contextlib.suppress(OSError):
-                os.close(life)
+            life.release()
             _destroy_if_unused(name)
 
 
@@ -914,16 +914,22 @@ def prune_private() -> None:
 
 
 def after_fork_in_child() -> None:
-    """Nothing of the parent's part is the child's: not its slot, not its locks, not its open sections."""
+    """Nothing of the parent's part is the child's: not its slot, not its locks, not its open sections.
+
+    The descriptors are closed here and not when the objects are collected: a daemoniser may close all of them next, and
+    their numbers are somebody else's then.
+    """
     global _attaching
     _attaching = threading.RLock()
     for store in list(_attached.values()):
         store.forked = True
         store.locks.close()
-        if store._life >= 0:  # the description is our parent's and ours: it counts us as users of the private store
+        if store._life is not None:  # the description is our parent's and ours: it counts us as users of the private store
             _inherited.append((store.name, store._life))
+        store.arenas.close()
         with contextlib.suppress(BufferError):
             store.words.release()
+        store.index.close()
     _attached.clear()
 
 

@@ -1,19 +1,25 @@
 """Participants: which processes are attached, and which of them are alive. The only user of file locks.
 
 A participant is a slot of words that its process alone writes, and one byte of the index file that the process keeps
-locked. The lock is an open-file-description lock: the kernel frees it when the last descriptor of the description is
-closed, which for a killed process is after its last thread has run for the last time. So a free byte proves that no
-store of that process is still to come. Nothing else is proof: pids are reused, differ between containers, and
-`os.kill(pid, 0)` succeeds on a zombie.
+locked. The lock is an open-file-description lock: the kernel frees it when the last reference to the description is gone,
+which for a killed process is after its last thread has run for the last time. So a free byte proves that no store of that
+process is still to come. Nothing else is proof: pids are reused, differ between containers, and `os.kill(pid, 0)` succeeds
+on a zombie.
 
 DEAD(slot, epoch) is: the slot's epoch is another one, or (the slot is not ours and its byte is free). Any error counts
 as alive. One thing more is believed: a process in our pid namespace that is gone, or whose pid now belongs to a process
-with another start time, is dead though its byte is locked (a child that it forked without Python's knowledge has
-inherited the descriptor).
+with another start time, is dead though its byte is locked (a child of vfork that has not come to its exec shares memory
+with it).
 
-The descriptor must be lost neither to `fork` (a child would keep its dead parent alive: `after_fork_in_child` closes it)
-nor to closing "all descriptors" (the living would look dead: `lock_is_lost`, asked on slow paths). POSIX record locks
-would go with any close of the file, so they are not used.
+The byte must not outlive its process in a child, and not be lost while it lives. So what refers to the description is a
+mapping that forks do not get (`keep_locked`), and no descriptor: a child, however it was forked, does not keep its dead
+parent alive, and closing "all descriptors" (a daemoniser does) does not make the living look dead. POSIX record locks would
+go with any close of the file, so they are not used.
+
+The other bytes are locked, and all of them asked about, through a descriptor (`ByteLocks`). What it says is believed only
+if it is still ours; a lost one is opened anew where nothing depends on what it had locked (`mend`). With the OFD backend the
+mutexes depend on it: then the process has to attach again. (A child forked by C code has that descriptor, too. If its
+parent is killed in the middle of a recovery, or with the OFD backend in any section, the others wait for that child's end.)
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ import os
 import struct
 import time
 
+from ..errors import MFSStoreGoneError
 from . import segment
 from .journal import Words
 from .layout import (
@@ -48,15 +55,18 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock of Linux: type, whence, start,
 class ByteLocks:
     """OFD locks on bytes of a file, through a description of its own.
 
-    fd: a descriptor of that file to take over, instead of opening it. Asking (`is_free`) needs it for reading only.
+    fd: a descriptor of that file to ask through, which needs it for reading only, instead of opening it. *anchored*: what
+    is locked stays locked if the descriptor is closed behind our back, until `mend` or `close`.
     """
 
-    __slots__ = ("_inode", "fd", "name")
+    __slots__ = ("_anchor", "_inode", "_mark", "fd", "name")
 
-    def __init__(self, name: str, fd: int = -1) -> None:
+    def __init__(self, name: str, fd: int = -1, *, anchored: bool = False) -> None:
         self.name = name
         self.fd = segment.open_fd(name) if fd < 0 else fd
+        self._mark = segment.mark(self.fd) if fd < 0 else -1
         self._inode = os.fstat(self.fd).st_ino
+        self._anchor = segment.Anchor(self.fd) if anchored else None
 
     def try_lock(self, byte: int, *, shared: bool = False) -> bool:
         """Lock the byte if nobody else (no other description) has it in a conflicting way."""
@@ -64,13 +74,16 @@ class ByteLocks:
         while True:
             try:
                 fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
-                return True
+                break
             except InterruptedError:
                 continue
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     return False
+                self.check()
                 raise
+        self.check()
+        return True
 
     def lock(self, byte: int, deadline: float | None = None) -> bool:
         """Lock the byte, waiting until *deadline* (monotonic); False if it was not to be had by then."""
@@ -83,11 +96,15 @@ class ByteLocks:
         return True
 
     def unlock(self, byte: int) -> None:
-        fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+        except OSError:
+            self.check()
+            raise
 
     def is_free(self, byte: int) -> bool:
         """Whether nobody else has the byte. Our own description never conflicts with itself; any error is "no"."""
-        return self._conflict(byte, fcntl.F_WRLCK) == fcntl.F_UNLCK
+        return self._conflict(byte, fcntl.F_WRLCK) == fcntl.F_UNLCK and not self.is_lost()
 
     def is_locked_exclusively(self, byte: int) -> bool:
         """Whether somebody else has the byte for himself alone, not shared; any error is "no"."""
@@ -101,19 +118,61 @@ class ByteLocks:
             return None
         return int(_FLOCK.unpack(answer)[0])
 
-    def lock_is_lost(self) -> bool:
+    # ---- descriptors that others close
+
+    def is_lost(self) -> bool:
         """Whether somebody closed our descriptor behind our back (os.closerange, a daemoniser)."""
+        return self._mark >= 0 and not segment.is_marked(self.fd, self._mark)
+
+    def check(self) -> None:
+        """MFSStoreGoneError if the descriptor is lost: it may have been another file's byte that was locked just now."""
+        if self.is_lost():
+            raise MFSStoreGoneError(
+                "This process's descriptors were closed behind its back (os.closerange, a daemoniser), and with them its "
+                "locks: close the filesystem object and attach again."
+            )
+
+    def mend(self) -> None:
+        """Open the file anew if the descriptor is lost, and give up whatever was locked. MFSStoreGoneError if it is gone.
+
+        REQUIRES that no thread of this process depends on a lock of ours.
+        """
+        if not self.is_lost():
+            return
+        if self._anchor is not None:
+            self._anchor.release()
         try:
-            return os.fstat(self.fd).st_ino != self._inode
-        except OSError:
-            return True
+            fd = segment.open_fd(self.name)
+        except FileNotFoundError:
+            fd = -1
+        if fd < 0 or os.fstat(fd).st_ino != self._inode:
+            if fd >= 0:
+                os.close(fd)
+            raise MFSStoreGoneError("The store was destroyed.")
+        self.fd, self._mark = fd, segment.mark(fd)
+        if self._anchor is not None:
+            self._anchor = segment.Anchor(fd)
 
     def close(self) -> None:
         """Give all locks back."""
         with contextlib.suppress(OSError):
-            if not self.lock_is_lost():
+            if not self.is_lost():
                 os.close(self.fd)
         self.fd = -1
+        if self._anchor is not None:
+            self._anchor.release()
+
+
+def keep_locked(name: str, byte: int, *, shared: bool = False, inherited: bool = False) -> segment.Anchor | None:
+    """Lock a byte through a description that only a mapping refers to; None if somebody else has it.
+
+    Releasing the anchor gives the lock back, and so does the end of the process, or of the last one that inherited it.
+    """
+    locks = ByteLocks(name)
+    try:
+        return segment.Anchor(locks.fd, inherited=inherited) if locks.try_lock(byte, shared=shared) else None
+    finally:
+        locks.close()
 
 
 def start_time(pid: int | str = "self") -> int:

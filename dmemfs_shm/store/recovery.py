@@ -35,12 +35,14 @@ from ..errors import MFSNoSpaceError, MFSStoreBusyError
 from . import names
 from .journal import Words, roll_back
 from .layout import (
+    BACKEND_OFD,
     LB_RECOVER,
     MUTEXES,
     NO_CLAIM,
     RECOVERIES,
     S_CLAIM,
     STATE_READY,
+    W_BACKEND,
     W_STATE,
     generation_at,
     journal_at,
@@ -95,6 +97,15 @@ class Recovery:
                 return free
             finally:
                 locks.unlock(LB_RECOVER)
+
+    def mend(self) -> None:
+        """See that our lock descriptor is ours. MFSStoreGoneError if it is lost and mutexes depended on it."""
+        locks = self.participants.locks
+        if locks.is_lost():
+            if self.w[W_BACKEND] == BACKEND_OFD:
+                locks.check()
+            with self.local:
+                locks.mend()
 
     def let_go(self) -> None:
         """Give back R if an asynchronous exception hit a `finally` above before it could."""

@@ -4,25 +4,38 @@ Guarantees: `back` returns only when the memory is really there, so that no stor
 is none it raises MFSNoSpaceError and changes nothing. A segment is mapped once, in full; it is never resized.
 
 Unlinking takes the name away; the memory goes with the last mapping, so that views of a destroyed store stay readable.
+
+A descriptor is only a number, and a program may close "all descriptors" (a daemoniser does): then ours may be somebody
+else's by now. So each description that we keep is marked, by its file offset, which nobody uses, and a number is neither
+used for growing a file nor closed unless the mark is there. What must not be lost at all is kept by an `Anchor`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import itertools
 import mmap
 import os
+import sys
+from typing import Any
 
 import posix_ipc
 
-from ..errors import MFSNoSpaceError
+from ..errors import MFSNoSpaceError, MFSStoreGoneError
 from .layout import PAGE
+
+_MAP_FAILED = 2 * sys.maxsize + 1
+_MARKS = 1 << 60  # beyond any offset at which somebody else's descriptor could be
+_serials = itertools.count(1)
+_adrift: list[mmap.mmap] = []  # mappings that must not be closed any more: see `Segment.close`
 
 
 class Segment:
     """One segment, mapped. ``mm`` is the mapping, ``view`` its bytes, ``fd`` a descriptor for `back`."""
 
-    __slots__ = ("fd", "mm", "name", "size_bytes", "view")
+    __slots__ = ("_is_adrift", "_mark", "fd", "mm", "name", "size_bytes", "view")
 
     def __init__(self, name: str, fd: int, size_bytes: int, *, writable: bool = True) -> None:
         """Map *size_bytes* of an open segment; takes over *fd*, which is closed again if mapping fails."""
@@ -42,18 +55,95 @@ class Segment:
                 errno.ENOMEM,
             ) from None
         self.view = memoryview(self.mm)
+        self._mark = mark(fd)
+        self._is_adrift = False
 
     def back(self, offset: int, size: int) -> None:
         """See that bytes offset..offset+size have memory. Raises MFSNoSpaceError, and then nothing has changed."""
+        if not is_marked(self.fd, self._mark):
+            self._open_again()
         back(self.fd, self.name, offset, size)
 
+    def _open_again(self) -> None:
+        """Somebody closed our descriptor. MFSStoreGoneError if the segment has no name any more."""
+        self._is_adrift = True
+        try:
+            fd = open_fd(self.name)
+        except FileNotFoundError:
+            raise MFSStoreGoneError("The store was destroyed.") from None
+        self.fd, self._mark = fd, mark(fd)
+
     def close(self) -> None:
-        """Give up the descriptor, and the mapping unless somebody still looks at it."""
-        with contextlib.suppress(OSError):
-            os.close(self.fd)
+        """Give up the descriptor, and the mapping unless somebody still looks at it.
+
+        A mapping of Python's has a duplicate of the descriptor and closes it, by its number, at its own end: if ours was
+        closed behind our back, so was that one, and the mapping stays for as long as the process.
+        """
+        if is_marked(self.fd, self._mark):
+            with contextlib.suppress(OSError):
+                os.close(self.fd)
+        else:
+            self._is_adrift = True
+        if self._is_adrift:
+            _adrift.append(self.mm)
+            return
         with contextlib.suppress(BufferError):
             self.view.release()
             self.mm.close()
+
+
+def mark(fd: int) -> int:
+    """Mark the open file description that *fd* stands for, and return the mark."""
+    return os.lseek(fd, _MARKS + next(_serials), os.SEEK_SET)
+
+
+def is_marked(fd: int, marked: int) -> bool:
+    """Whether *fd* still stands for the description that was marked so."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_CUR) == marked
+    except OSError:
+        return False
+
+
+class Anchor:
+    """Keeps an open file description, and with it the file locks it has, without a descriptor: by a mapping of a page.
+
+    The kernel gives such locks back with the last reference to the description, and a mapping is one. Nobody closes it by
+    its number, and a process that is killed loses it after its last thread has run for the last time, as its descriptors.
+    Forked children do not get it, unless it is *inherited*; then each of them keeps the description, too.
+    """
+
+    __slots__ = ("_address", "_pid")
+
+    def __init__(self, fd: int, *, inherited: bool = False) -> None:
+        """*fd* may be closed afterwards. MFSNoSpaceError if there is no address space for a page."""
+        libc = _libc()
+        address = libc.mmap(None, PAGE, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        if address == _MAP_FAILED:
+            raise MFSNoSpaceError("Cannot map a page of address space; raise the limit (ulimit -v).", PAGE, errno.ENOMEM)
+        if not inherited:
+            libc.madvise(address, PAGE, mmap.MADV_DONTFORK)
+        self._address = address
+        self._pid = 0 if inherited else os.getpid()
+
+    def release(self) -> None:
+        """Let go. Idempotent; nothing in a forked child that did not get it."""
+        address, self._address = self._address, 0
+        if address and self._pid in (0, os.getpid()):
+            _libc().munmap(address, PAGE)
+
+
+@functools.cache
+def _libc() -> Any:
+    """The C library. Python's own mmap keeps a descriptor for each mapping, which is what an anchor must not have."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
 
 
 def open_fd(name: str, *, create: bool = False, readonly: bool = False) -> int:

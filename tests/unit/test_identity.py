@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any
+import tempfile
 
 import pytest
 
+from dmemfs_shm.errors import MFSStoreGoneError
 from dmemfs_shm.store import attachment, identity, names
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.identity import ByteLocks, Participants
@@ -77,9 +78,8 @@ def test_left_in_order() -> None:
 
 
 def test_me() -> None:
-    """One's own lock never conflicts with oneself: I am alive; my predecessor in the slot is not."""
+    """I am alive; my predecessor in the slot is not."""
     with lock_store() as store:
-        assert store.locks.is_free(LB_SLOT + store.slot)
         epoch = store.participants.epoch(store.slot)
         assert not store.participants.is_dead(store.slot, epoch)
         assert store.participants.is_dead(store.slot, epoch - 1)
@@ -87,7 +87,7 @@ def test_me() -> None:
 
 def test_errors_count_as_alive() -> None:
     """Who cannot be asked about is not declared dead."""
-    with lock_store() as store, child("fork", attached, store.name) as running:
+    with lock_store() as store, tempfile.TemporaryFile() as other, child("fork", attached, store.name) as running:
         slot = running.receive()
         running.kill()
         locks = ByteLocks(names.index_name(store.name))
@@ -96,28 +96,41 @@ def test_errors_count_as_alive() -> None:
         store.w[store.layout.slot_at(slot) + S_PIDNS] = 0  # nor is the pid asked
         os.close(locks.fd)
         assert not participants.is_dead(slot, participants.epoch(slot))
+        number = os.dup2(other.fileno(), locks.fd)  # nor another file, which has the number now, and no locks at all
+        assert not participants.is_dead(slot, participants.epoch(slot))
         locks.close()
+        os.close(number)
 
 
-def close_all_descriptors(name: str) -> tuple[bool, bool, bool]:
-    store = attachment.attach(name)
-    before = store.locks.lock_is_lost()
-    fd = store.locks.fd
-    os.closerange(fd, fd + 1)
-    closed = store.locks.lock_is_lost()
-    with open("/dev/null") as other:  # takes the number that became free
-        os.dup2(other.fileno(), fd)
-        return before, closed, store.locks.lock_is_lost()
-
-
-def _call(link: Link, function: Any, *args: Any) -> Any:
-    return function(*args)
-
-
-def test_closerange_is_noticed() -> None:
-    """A process whose descriptor was closed behind its back looks dead to others, and can find out."""
-    with lock_store() as store, child("fork", _call, close_all_descriptors, store.name) as running:
-        assert running.receive() == (False, True, True)
+def test_a_lost_descriptor_is_noticed() -> None:
+    """Closed, or another file's by now: what was locked stays locked; nothing is locked or closed by that number any more."""
+    with lock_store() as store, tempfile.TemporaryFile() as other:
+        locks, others = (ByteLocks(names.index_name(store.name), anchored=anchored) for anchored in (True, False))
+        try:
+            assert locks.try_lock(LB_LIFE) and not locks.is_lost()
+            number = locks.fd
+            os.close(number)
+            for _ in range(2):
+                assert locks.is_lost()
+                for call in (locks.try_lock, locks.unlock):
+                    with pytest.raises(MFSStoreGoneError):
+                        call(LB_LIFE)
+                        locks.check()
+                assert not others.is_free(LB_LIFE)
+                os.dup2(other.fileno(), number)
+            locks.mend()
+            assert not locks.is_lost() and others.is_free(LB_LIFE)
+            assert locks.try_lock(LB_LIFE) and not others.is_free(LB_LIFE)
+            os.close(locks.fd)
+            attachment.destroy(store.name)
+            with pytest.raises(MFSStoreGoneError):
+                locks.mend()
+            locks.close()
+            assert others.is_free(LB_LIFE)
+            assert os.fstat(number).st_ino == os.fstat(other.fileno()).st_ino
+            os.close(number)
+        finally:
+            others.close()
 
 
 def fork_and_wait(link: Link, name: str, raw: bool, reads: int, writes: int) -> None:
@@ -134,7 +147,7 @@ def fork_and_wait(link: Link, name: str, raw: bool, reads: int, writes: int) -> 
 
 @pytest.mark.parametrize("raw", [False, True], ids=["os.fork", "fork in C"])
 def test_a_forked_child_does_not_keep_its_parent_alive(raw: bool) -> None:
-    """Python's fork closes the descriptor in the child; after one in C the byte stays locked, but the pid is gone."""
+    """However it was forked: what keeps the byte locked is a mapping that forks do not get."""
     reads, writes = os.pipe()
     with lock_store() as store, child("fork", fork_and_wait, store.name, raw, reads, writes) as running:
         os.close(reads)
@@ -145,7 +158,7 @@ def test_a_forked_child_does_not_keep_its_parent_alive(raw: bool) -> None:
             until(lambda: running.process.exitcode is not None, "it is reaped")  # not by joining: the grandchild has the pipe
             until(lambda: is_dead(store, slot), "the parent is found dead")
             os.kill(grandchild, 0)
-            assert store.locks.is_free(LB_SLOT + slot) == (not raw)
+            assert store.locks.is_free(LB_SLOT + slot)
         finally:
             os.close(writes)  # the grandchild, now an orphan, ends
 
