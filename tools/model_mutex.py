@@ -6,7 +6,8 @@ an exception can strike it at any step.  Claim stores pass through a store buffe
 or at any time; other stores are sequentially consistent.  RECOVER may be tried at any time, so false suspicion is covered.
 
     a1 read gen; odd means RECOVER        a2 take the token of S(k,gen), or lose patience and RECOVER
-    a3 claim = gen      a4 fence          a5 gen unchanged: holder      a6 else decide under R
+    a3 claim = gen      a4 fence          a5 gen unchanged: holder      a6 else decide under R;
+                                                                                       R too late: unclaim
     s  the section: entries, one store of n, new values, perhaps a second batch, n=0 commits
     r1 claim = NONE     r2 post, at most once
     q0 value > 0, and gen even: nothing wrong     q1 a live claim: BUSY        q2 a fresh semaphore for gen+2
@@ -204,6 +205,8 @@ class Generations:
                 yield f"KILL{slot}@{p.pc}", UNFAIR, self._killed(s, slot)
             if s.exceptions and p.pc != "a1" and p.pc[0] in "asrqx":
                 yield f"RAISE{slot}@{p.pc}", UNFAIR, self._raised(s, slot)
+            if s.exceptions and p.pc == "a6" and s.recoverer not in (NONE, slot):
+                yield f"LATE{slot}", UNFAIR, self._late(s, slot, p)
             for label, successor in getattr(self, "_" + p.pc)(s, slot, p):
                 yield f"{label}{slot}", FAIR, successor
 
@@ -221,6 +224,12 @@ class Generations:
         if self.mutant == "post_retried" and p.pc == "r2":
             return self._go(s, slot, p, "r3")._replace(exceptions=s.exceptions - 1)
         return self._go(s, slot, p._replace(calls=(), depth=0), "x0")._replace(recoverer=recoverer, exceptions=s.exceptions - 1)
+
+    def _late(self, s: State, slot: int, p: Process) -> State:
+        """R is not to be had in time: the claim is withdrawn without R, and its token is lost."""
+        if self.mutant != "late_claim_stays":
+            p = p._replace(buffer=(*p.buffer, (self.programs[slot][p.depth], NONE)))
+        return self._go(s, slot, p, "a1")._replace(exceptions=s.exceptions - 1)
 
     @staticmethod
     def _drained(s: State, slot: int) -> State:
@@ -580,6 +589,7 @@ MUTANTS: dict[str, Mutant] = {
     "ax_no_rollback": _mutant("an exception unclaims and leaves the journal", _RAISE),
     "ax_exact": _mutant("the handler takes an odd gen for the loss of its claim", replace(_RAISE, kills=1)),
     "post_retried": _mutant("an exception in REL makes it post again", _RAISE),
+    "late_claim_stays": _mutant("whoever can't have R in time goes away and leaves a claim", replace(_RAISE, kills=1)),
     "inner_first": _mutant("RECOVER(k) does not look at the dead one's m[0]", _NEST),
     "outer_exact": _mutant(
         "RECOVER(k) takes an odd gen[0] for no claim of m[0]", replace(_NEST, programs=(BOTH, INNER, OUTER), kills=2)

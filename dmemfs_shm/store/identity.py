@@ -299,6 +299,18 @@ class Participants:
         at = self.layout.slot_at(slot)
         return f"process {self.w[at + S_PID]} ({self.command(slot)})"
 
+    def stopped(self) -> list[int]:
+        """The slots of participants that are stopped, as far as our pid namespace shows."""
+        found = []
+        for slot in range(self.layout.slots):
+            if not self.has_memory(slot):
+                break
+            at = self.layout.slot_at(slot)
+            pid = self.w[at + S_PID]
+            if pid and self.w[at + S_PIDNS] == self._namespace and is_stopped(pid):
+                found.append(slot)
+        return found
+
     def command(self, slot: int) -> str:
         at = self.layout.slot_at(slot) + S_COMMAND
         raw = b"".join(self.w[at + i].to_bytes(WORD, "little") for i in range(S_COMMAND_BYTES // WORD))

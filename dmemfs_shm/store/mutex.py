@@ -22,7 +22,8 @@ The steps of `acquire` (the numbers appear in the code):
     a4  a full fence
     a5  generation == g: the mutex is ours
     a6  otherwise, under R: generation in {g, g+1}: put back to g, ours; else claim = NO_CLAIM and again from a1.
-        The token is not given back: it died with its generation.
+        The token is not given back: it died with its generation. If R is not to be had in time: claim = NO_CLAIM, which
+        loses a token and may be done without R, for nothing of a section has been done; the claim could become good later.
 
 and of `release`: r1 claim = NO_CLAIM; r2 give the token back, at most once; r3 open the gate. To lose a token is safe
 (the generation is revoked after two slices), to double one is not.
@@ -228,7 +229,8 @@ class Mutex:
 
     # ---- slow paths
 
-    def _abandon(self, thread: Thread) -> None:
+    def _abandon(self, thread: Thread, deadline: float | None = None) -> None:
+        """MFSStoreBusyError if R was needed and not to be had by *deadline*; then nothing has changed."""
         if self._gate.get(0) is thread:
             with contextlib.suppress(Exception):
                 self.recovery.let_go()
@@ -238,15 +240,20 @@ class Mutex:
                 with contextlib.suppress(Exception):
                     self.recovery.recover(self.number, time.monotonic() + 1)
             else:
-                self._give_back(claim)
+                self._give_back(claim, deadline)
             self._gate.pop(0, None)
         thread.inside = False
 
-    def _give_back(self, claim: int) -> None:
-        """Our claim stands: roll back and unclaim if it is valid, only unclaim if its generation is gone."""
+    def _give_back(self, claim: int, deadline: float | None) -> None:
+        """Our claim stands: roll back and unclaim if it is valid, only unclaim if its generation is gone.
+
+        Only a generation that is being revoked this moment needs R, and then our journal may be open: so whoever leaves a
+        section waits for R without a deadline, and whoever only comes by tries again later.
+        """
         with _fence:
             pass
-        if self.w[self._generation_at] == claim or self.recovery.keep_claim(self.number, claim):
+        generation = self.w[self._generation_at]
+        if generation == claim or (generation == claim + 1 and self.recovery.keep_claim(self.number, claim, deadline)):
             roll_back(self.w, self.journal)
             self.w[self._claim_at] = NO_CLAIM
             if self._semaphore is not None and self._generation == claim:
@@ -267,7 +274,8 @@ class Mutex:
                     announced = True
                     waiting.append(thread)
                 elif looks % 32 == 0:
-                    self._mend_gate(thread)
+                    with contextlib.suppress(MFSStoreBusyError):
+                        self._mend_gate(thread)
                 if deadline is not None and time.monotonic() >= deadline:
                     raise MFSStoreBusyError(self._who_is_in_front())
         finally:
@@ -294,14 +302,14 @@ class Mutex:
     def _abandon_for(self, other: Thread) -> None:
         with self.recovery.local:
             if self._gate.get(0) is other and not in_section(other):
-                self._abandon(other)
+                self._abandon(other, time.monotonic())
 
     def _take(self, timeout: float | None) -> int:
         """a1 and a2 the slow way; the generation whose token was taken."""
         deadline = _deadline(timeout)
         busy, patience = 0, SLICE_S
         if self.w[self._claim_at] != NO_CLAIM:  # left behind by this process when two exceptions in a row hit a section
-            self._give_back(self.w[self._claim_at])
+            self._give_back(self.w[self._claim_at], deadline)
         while True:
             if self.w[W_STATE] != STATE_READY:
                 raise MFSStoreGoneError("The store was destroyed.")
@@ -357,13 +365,21 @@ class Mutex:
 
     def _validate(self, timeout: float | None) -> None:
         """a6, until we hold the mutex."""
-        while not self.recovery.keep_claim(self.number, self.w[self._claim_at]):
+        deadline = _deadline(timeout)
+        while not self._keep_claim(deadline):
             self.w[self._claim_at] = NO_CLAIM
             self.w[self._claim_at] = g = self._take(timeout)
             with _fence:
                 pass
             if self.w[self._generation_at] == g:
                 return
+
+    def _keep_claim(self, deadline: float | None) -> bool:
+        try:
+            return self.recovery.keep_claim(self.number, self.w[self._claim_at], deadline)
+        except MFSStoreBusyError:
+            self.w[self._claim_at] = NO_CLAIM
+            raise
 
     def holder(self) -> int | None:
         """Slot of the participant whose claim is the present generation; a hint when read without R."""
@@ -454,7 +470,7 @@ class OfdMutex(Mutex):
         self.participants.locks.unlock(LB_MUTEX + self.number)
         del self._gate[0]
 
-    def _abandon(self, thread: Thread) -> None:
+    def _abandon(self, thread: Thread, deadline: float | None = None) -> None:
         if self._gate.get(0) is thread:
             # Locking what is ours already succeeds; if another process has it, the exception came before we had it.
             if self.participants.locks.try_lock(LB_MUTEX + self.number):

@@ -26,7 +26,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import posix_ipc
@@ -79,24 +81,52 @@ class Recovery:
 
         MFSStoreBusyError if R was not to be had by *deadline*, MFSNoSpaceError if there was no room for a semaphore.
         """
-        with self.local:
-            locks = self.participants.locks
-            try:
-                if not locks.lock(LB_RECOVER, deadline):
-                    raise MFSStoreBusyError("Another process is recovering the store and does not go on.")
-                if self.w[W_STATE] != STATE_READY:
-                    return True  # a destroyed store gets no new semaphores
-                claimer = self._claimer(number, self.w[generation_at(number)] & ~1)
-                free = self._recover(number)
-                if claimer is not None and self._is_dead(claimer):
-                    self._recover_others_of(claimer)
-                if self.w[W_STATE] != STATE_READY:  # destroyed meanwhile, perhaps before it could see the new ones
-                    for name in names.belongings(self.uuid)[1]:
-                        with contextlib.suppress(posix_ipc.ExistentialError):
-                            posix_ipc.unlink_semaphore(name)
-                return free
-            finally:
-                locks.unlock(LB_RECOVER)
+        return self._alone(lambda: self._recover_unless_destroyed(number), deadline)
+
+    def keep_claim(self, number: int, claim: int, deadline: float | None) -> bool:
+        """a6: under R, whether a claim whose generation was revoked meanwhile is still good; it is put back then.
+
+        MFSStoreBusyError if R was not to be had by *deadline*: then the claim may still become good.
+        """
+        at = generation_at(number)
+
+        def decide() -> bool:
+            if self.w[at] not in (claim, claim + 1):
+                return False
+            self.w[at] = claim
+            return True
+
+        return self._alone(decide, deadline)
+
+    def _alone(self, action: Callable[[], bool], deadline: float | None) -> bool:
+        """Do something under R. The threads of this process order themselves for no longer than somebody is at work:
+        whoever waits for another process does so without `local`."""
+        locks, pause = self.participants.locks, 0.0001
+        while True:
+            with self.local:
+                locks.mend()
+                try:
+                    if locks.try_lock(LB_RECOVER):
+                        return action()
+                finally:
+                    self._unlock()
+            if deadline is not None and time.monotonic() >= deadline:
+                raise MFSStoreBusyError(self._who())
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)
+
+    def _unlock(self) -> None:
+        locks = self.participants.locks
+        if locks.is_lost():
+            locks.mend()
+        else:
+            locks.unlock(LB_RECOVER)
+
+    def _who(self) -> str:
+        some = self.participants
+        stopped = "; ".join(some.describe(slot) for slot in some.stopped())
+        who = f"These are stopped: {stopped}. Resume" if stopped else "Resume"
+        return f"Another process is recovering the store and does not go on. {who} it or end it."
 
     def mend(self) -> None:
         """See that our lock descriptor is ours. MFSStoreGoneError if it is lost and mutexes depended on it."""
@@ -110,21 +140,20 @@ class Recovery:
     def let_go(self) -> None:
         """Give back R if an asynchronous exception hit a `finally` above before it could."""
         with self.local:
-            self.participants.locks.unlock(LB_RECOVER)
+            self._unlock()
 
-    def keep_claim(self, number: int, claim: int) -> bool:
-        """a6: under R, whether a claim whose generation was revoked meanwhile is still good; it is put back then."""
-        with self.local:
-            locks = self.participants.locks
-            try:
-                locks.lock(LB_RECOVER)
-                at = generation_at(number)
-                if self.w[at] not in (claim, claim + 1):
-                    return False
-                self.w[at] = claim
-                return True
-            finally:
-                locks.unlock(LB_RECOVER)
+    def _recover_unless_destroyed(self, number: int) -> bool:
+        if self.w[W_STATE] != STATE_READY:
+            return True  # a destroyed store gets no new semaphores
+        claimer = self._claimer(number, self.w[generation_at(number)] & ~1)
+        free = self._recover(number)
+        if claimer is not None and self._is_dead(claimer):
+            self._recover_others_of(claimer)
+        if self.w[W_STATE] != STATE_READY:  # destroyed meanwhile, perhaps before it could see the new ones
+            for name in names.belongings(self.uuid)[1]:
+                with contextlib.suppress(posix_ipc.ExistentialError):
+                    posix_ipc.unlink_semaphore(name)
+        return free
 
     def _recover(self, number: int) -> bool:
         w, at = self.w, generation_at(number)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ import posix_ipc
 import pytest
 
 from dmemfs_shm.errors import MFSReentrantCallError, MFSStoreBusyError, MFSStoreGoneError
-from dmemfs_shm.store import attachment, mutex, names
+from dmemfs_shm.store import attachment, mutex, names, recovery
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.journal import Plan, commit
 from dmemfs_shm.store.layout import (
@@ -48,7 +49,7 @@ from ..lockstore import (
     settle,
     unlock,
 )
-from ..processes import Link, Task, call_in_child, child, until
+from ..processes import Link, Task, call_in_child, child, in_thread, until
 
 NODE = 5
 K = 1 + NODE % 16
@@ -316,6 +317,93 @@ def test_revoked_under_a_claim(generations: Attachment) -> None:
         inside(store, K, lambda: during.append(store.w[at]))
     assert during == [0]
     assert sound(store) == []
+
+
+# ---- stopping inside R
+
+
+def stop_in_r(link: Link, name: str, revoking: bool) -> None:
+    """Stop inside R when the test says so, perhaps in the middle of revoking a generation; go on and leave."""
+    store = attachment.attach(name)
+    real = recovery.membarrier
+
+    def stop() -> None:
+        if not stopped:
+            stopped.append(True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        real()
+
+    stopped: list[bool] = []
+    recovery.membarrier = stop
+    link.send("attached")
+    link.recv()
+    if revoking:
+        store.recovery.recover(K, None)
+    else:
+        store.recovery._alone(lambda: bool(stop()), None)
+    attachment.release(store)
+
+
+def test_stopped_recoverer(generations: Attachment) -> None:
+    """Whoever needs R keeps to his deadline and is told who may have it, threads among each other too; then all go on."""
+    store = generations
+    with child("fork", stop_in_r, store.name, False) as running:
+        running.receive()
+        running.send("stop")
+        wait_until_stopped(running.pid)
+        patient = Task(store.recovery.recover, K, None)
+        try:
+            for call in (store.recovery.recover, lambda k, deadline: store.recovery.keep_claim(k, 0, deadline)):
+                with pytest.raises(MFSStoreBusyError, match=f"process {running.pid} "):
+                    in_thread(call, K, time.monotonic())
+            in_thread(inside, store, K, lambda: None)  # nothing is wrong, so nobody needs R
+            assert not patient.done
+        finally:
+            os.kill(running.pid, signal.SIGCONT)
+        assert patient.result()
+        running.receive()
+        assert sound(store) == []
+
+
+@pytest.mark.parametrize("in_time", [False, True], ids=["too late", "in time"])
+def test_stopped_revoker(generations: Attachment, monkeypatch: pytest.MonkeyPatch, in_time: bool) -> None:
+    """Who is to decide about his claim (a6) and can't have R withdraws it; if the revoker goes on in time, it holds."""
+    store, at = generations, generation_at(K)
+    monkeypatch.setattr(mutex, "GRACE_S", 60.0 if in_time else 0.15)
+    inside(store, K, lambda: None)
+    during: list[int] = []
+    with child("fork", stop_in_r, store.name, True) as running:
+        running.receive()
+
+        def event(what: str) -> None:
+            if what == "sem_wait" and store.w[at] == 0:  # the token is ours, and the claim is not stored yet
+                running.send("revoke")
+                wait_until_stopped(running.pid)
+                assert store.w[at] == 1
+
+        def enter() -> None:
+            inside(store, K, lambda: during.append(store.w[at]), 0.0)
+
+        claim = store.layout.slot_at(store.slot) + S_CLAIM + K
+        try:
+            with watched(store, event):
+                task = Task(enter)
+                if in_time:
+                    until(lambda: store.w[claim] == 0, "the claim stands")
+                    os.kill(running.pid, signal.SIGCONT)
+                    task.result()
+                else:
+                    with pytest.raises(MFSStoreBusyError, match=f"process {running.pid} "):
+                        task.result()
+                    assert store.w[claim] == NO_CLAIM and not store.mutexes[K]._gate
+        finally:
+            os.kill(running.pid, signal.SIGCONT)
+        running.receive()
+        assert during == ([0] if in_time else [])
+        monkeypatch.undo()
+        inside(store, K, lambda: during.append(store.w[at]))
+        assert during[-1] == (0 if in_time else 2)
+        assert sound(store) == []
 
 
 # ---- a gate that was left shut
