@@ -715,7 +715,7 @@ class MemoryFileSystem:
     def trim(self) -> int:
         """Give memory in which nothing is stored back to the system, by whole arenas; returns bytes."""
         store = self._attached()
-        store.relieve()
+        store.relieve(self._timeout)
         return store.arenas.trim(self._timeout)
 
 

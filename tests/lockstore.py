@@ -180,7 +180,7 @@ def settle(store: Attachment) -> None:
     """Do for the dead whatever is to be done: reap them, and pass once through every mutex."""
     store.work_off()
     store._reaped.clear()
-    store.reap_dead()
+    store.reap_dead(10.0)
     for number in range(MUTEXES):
         inside(store, number, lambda: None, 10.0)
 

@@ -275,13 +275,13 @@ class Attachment:
                 try:
                     self.arenas.grow(need.pages, timeout)
                 except MFSNoSpaceError:
-                    if relieved or not self.relieve():
+                    if relieved or not self.relieve(timeout):
                         raise
                     relieved = True
             except NeedNodes:
                 self.tree.grow()
             except MFSQuotaExceededError:
-                if relieved or not self.relieve():
+                if relieved or not self.relieve(timeout):
                     raise
                 relieved = True
         if self.wants_buckets:
@@ -308,15 +308,18 @@ class Attachment:
             self.unpinned.append(pin)
 
     def relieve_locks(self) -> None:
-        """Before a lock is refused, and at each slice of a wait: our own finalisers' notes, then the dead."""
-        self.work_off()
-        self.reap_dead()
+        """Before a lock is refused, and at each slice of a wait: our own finalisers' notes, then the dead.
 
-    def relieve(self) -> bool:
+        MFSStoreBusyError if a process is stopped where the dead are to be reaped.
+        """
+        self.work_off()
+        self.reap_dead(0.0)
+
+    def relieve(self, timeout: float | None) -> bool:
         """Before a shortage is reported: give back what is only waiting for that. Whether anything was."""
         before = self.w[USED], self.w[FILES], self.w[DIRS]
         self.work_off()
-        self.reap_dead()
+        self.reap_dead(timeout)
         self.names.drain()
         return (self.w[USED], self.w[FILES], self.w[DIRS]) != before
 
@@ -343,9 +346,10 @@ class Attachment:
                 mutex.settle(slot)
         finally:
             self.locks.unlock(LB_ATTACH)
-        self.names.fit_for_dead(slot, self.participants.epoch(slot))
-        self.rw.reap(slot, self.participants.epoch(slot), WAIT_FOR_CREATOR_S)
-        self.names.reap(slot, self.participants.epoch(slot))
+        epoch = self.participants.epoch(slot)
+        self.names.fit_for_dead(slot, epoch, WAIT_FOR_CREATOR_S)
+        self.rw.reap(slot, epoch, WAIT_FOR_CREATOR_S)
+        self.names.reap(slot, epoch, WAIT_FOR_CREATOR_S)
         if self.w[TRASH]:
             self.names.drain_trash()
 
@@ -412,19 +416,20 @@ class Attachment:
 
     # ---- what the living do for the dead, and for their own finalisers
 
-    def reap_dead(self) -> int:
+    def reap_dead(self, timeout: float | None) -> int:
         """Give back what dead participants hold. Returns how many there were that had not been reaped by us before.
 
-        MFSStoreGoneError if somebody closed our lock descriptor and it can't be replaced.
+        MFSStoreBusyError if a mutex was not to be had in *timeout* seconds; MFSStoreGoneError if somebody closed our lock
+        descriptor and it can't be replaced.
         """
         self.recovery.mend()
         count = 0
         for slot, epoch in self.participants.dead():
             if (slot, epoch) in self._reaped:
                 continue
-            self.names.fit_for_dead(slot, epoch)
-            if self.rw.reap(slot, epoch, self.patience):
-                self.names.reap(slot, epoch)
+            self.names.fit_for_dead(slot, epoch, timeout)
+            if self.rw.reap(slot, epoch, timeout):
+                self.names.reap(slot, epoch, timeout)
                 self._reaped.add((slot, epoch))
                 self.w[REAPS] = self.w[REAPS] + 1
                 self.recovery.events.append(f"store {self.uuid.hex}: reaped {self.participants.describe(slot)}")

@@ -237,7 +237,7 @@ class Namespace:
             self.store.transact(step, timeout)
         except Busy:
             self.store.work_off()
-            self.store.reap_dead()
+            self.store.reap_dead(timeout)
             try:
                 self.store.transact(step, timeout)
             except Busy as busy:
@@ -879,7 +879,7 @@ class Namespace:
         while self.store.transact(step, self.store.patience):
             pass
 
-    def fit_for_dead(self, slot: int, epoch: int) -> None:
+    def fit_for_dead(self, slot: int, epoch: int, timeout: float | None) -> None:
         """What `finish` does at a close, for the files that a dead participant was writing. Comes before its locks are
         given back: while they stand, nobody else is in these files.
 
@@ -891,9 +891,9 @@ class Namespace:
             word = w[record]
             if word & REC_STATE == HELD and word & REC_WRITER:
                 self.tree.check_node(word >> REC_NODE_SHIFT, record)
-                self._fit_for_dead(self.store.layout.slot_at(slot) + S_EPOCH, epoch, record, word)
+                self._fit_for_dead(self.store.layout.slot_at(slot) + S_EPOCH, epoch, record, word, timeout)
 
-    def _fit_for_dead(self, epoch_at: int, epoch: int, record: int, word: int) -> None:
+    def _fit_for_dead(self, epoch_at: int, epoch: int, record: int, word: int, timeout: float | None) -> None:
         w, node = self.w, word >> REC_NODE_SHIFT
         at = self.at(node)
 
@@ -903,7 +903,7 @@ class Namespace:
                 return False
             return self.content.shrink(section, at, w[at + N_SIZE])
 
-        while self.store.transact(step, self.store.patience):
+        while self.store.transact(step, timeout):
             pass
 
     def grow(self, node: int, size: int, timeout: float | None) -> None:
@@ -1076,7 +1076,7 @@ class Namespace:
                 return True
         return False
 
-    def reap(self, slot: int, epoch: int) -> None:
+    def reap(self, slot: int, epoch: int, timeout: float | None) -> None:
         """Give back pins, stashes and intents of a participant that was found dead (or left in order)."""
         at = self.store.layout.slot_at(slot)
 
@@ -1096,5 +1096,5 @@ class Namespace:
                         return True
             return False
 
-        while self.store.transact(step, self.store.patience):
+        while self.store.transact(step, timeout):
             pass

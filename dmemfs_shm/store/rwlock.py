@@ -525,7 +525,7 @@ class _Request:
         if again:
             return self._section(self._share_again)
         if self.impatient:
-            self.locks.store.reap_dead()
+            self.locks.store.reap_dead(0.0)
             if not self._section(self._try, self._rest()):
                 return False
             if self.w[self.record] & REC_STATE == HELD:
@@ -636,7 +636,11 @@ class _Request:
             token = self._sleep(semaphore)
             late = self.deadline is not None and time.monotonic() >= self.deadline
             if late or not token:
-                store.relieve_locks()
+                try:
+                    store.relieve_locks()
+                except MFSStoreBusyError:
+                    if late:  # whoever is in our way may be dead: that is no reason to say that he holds it
+                        raise
             if not self._section(self._refuse if late else self._look, self._rest()):
                 return False
             if late and self.w[record] & REC_STATE == FREE:

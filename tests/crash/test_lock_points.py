@@ -357,7 +357,7 @@ def test_reaping(backend: str, every: int) -> None:
         store = attachment.attach(case.name)
         fault.ask("dead_one")
         fault.arm(store)
-        assert store.reap_dead() == 1
+        assert store.reap_dead(10.0) == 1
 
     class Reaped(Case):
         def dead_one(self) -> None:

@@ -43,7 +43,7 @@ from ..lockstore import (
     state_of,
     unlock,
 )
-from ..processes import Link, Task, child, in_thread, until
+from ..processes import DEADLINE_S, Link, Task, child, in_thread, until
 
 NODE = 5
 READ, WRITE = 0, REC_WRITER
@@ -515,11 +515,11 @@ def test_interrupted_wait(store: Attachment) -> None:
     holder = Actor(store, READ)
     real, hits = store.reap_dead, []
 
-    def reap_dead() -> int:
+    def reap_dead(timeout: float | None) -> int:
         if threading.current_thread().name == "victim":
             hits.append(1)
             raise KeyboardInterrupt
-        return int(real())
+        return int(real(timeout))
 
     store.reap_dead = reap_dead  # type: ignore[method-assign]
 
@@ -569,6 +569,50 @@ def test_waiting_behind_a_stopped_section(store: Attachment, monkeypatch: pytest
         give_back(store, records[0])
         assert queued(store, NODE) == 0
     holder.end()
+
+
+def hold_and_wait(link: Link, name: str, node: int) -> None:
+    lock(attachment.attach(name), node, WRITE)
+    link.send("holds")
+    link.recv()
+
+
+@pytest.mark.parametrize("granted", [False, True], ids=["in vain", "granted"])
+def test_waiting_while_the_dead_cannot_be_reaped(store: Attachment, monkeypatch: pytest.MonkeyPatch, granted: bool) -> None:
+    """A process is stopped in a mutex that reaping needs: who waits elsewhere gets his lock all the same, or, at his own
+    deadline, is told who is stopped. (Whoever is in the way may be dead, so it is not said that he holds the file.)"""
+    monkeypatch.setattr(mutex, "GRACE_S", 0.1)
+    store.patience = 1e6
+    real, in_vain = store.reap_dead, threading.Event()
+
+    def reap_dead(timeout: float | None) -> int:
+        try:
+            return int(real(timeout))
+        except MFSStoreBusyError:
+            in_vain.set()
+            raise
+
+    monkeypatch.setattr(store, "reap_dead", reap_dead)
+    holder, elsewhere = Actor(store, READ), NODE - 1
+    with child("fork", hold_and_wait, store.name, elsewhere) as victim:
+        victim.receive()
+        with child("fork", stopped_inside, store.name, store.layout.mutex_of(elsewhere)) as running:
+            os.waitid(os.P_PID, running.pid, os.WSTOPPED | os.WNOWAIT)
+            try:
+                victim.kill()
+                task = Task(lock, store, NODE, WRITE, None if granted else 0.3)
+                if granted:
+                    assert in_vain.wait(DEADLINE_S)
+                    holder.end()
+                    unlock(store, task.result())
+                else:
+                    with pytest.raises(MFSStoreBusyError, match=f"process {running.pid} "):
+                        task.result()
+            finally:
+                os.kill(running.pid, signal.SIGCONT)
+            running.receive()
+    if not granted:
+        holder.end()
 
 
 def test_damaged_queue(store: Attachment) -> None:
