@@ -4,17 +4,16 @@ A participant is a slot of words that its process alone writes, and one byte of 
 locked. The lock is an open-file-description lock: the kernel frees it when the last reference to the description is gone,
 which for a killed process is after its last thread has run for the last time. So a free byte proves that no store of that
 process is still to come. Nothing else is proof: pids are reused, differ between containers, and `os.kill(pid, 0)` succeeds
-on a zombie.
+on a zombie. Not even that /proc has no such process: it may be mounted for another pid namespace, or hide it.
 
 DEAD(slot, epoch) is: the slot's epoch is another one, or (the slot is not ours and its byte is free). Any error counts
-as alive. One thing more is believed: a process in our pid namespace that is gone, or whose pid now belongs to a process
-with another start time, is dead though its byte is locked (a child of vfork that has not come to its exec shares memory
-with it).
+as alive. What pids say is for people alone.
 
 The byte must not outlive its process in a child, and not be lost while it lives. So what refers to the description is a
 mapping that forks do not get (`keep_locked`), and no descriptor: a child, however it was forked, does not keep its dead
-parent alive, and closing "all descriptors" (a daemoniser does) does not make the living look dead. POSIX record locks would
-go with any close of the file, so they are not used.
+parent alive, and closing "all descriptors" (a daemoniser does) does not make the living look dead. (A child of vfork has
+its parent's memory until its exec, so the parent may look alive until then.) POSIX record locks would go with any close of
+the file, so they are not used.
 
 The other bytes are locked, and all of them asked about, through a descriptor (`ByteLocks`). What it says is believed only
 if it is still ours; a lost one is opened anew where nothing depends on what it had locked (`mend`). With the OFD backend the
@@ -48,7 +47,6 @@ from .layout import (
     Layout,
 )
 
-THOROUGH_S = 1.0
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of Linux: type, whence, start, length, pid
 
 
@@ -203,6 +201,16 @@ def pid_namespace() -> int:
         return 0
 
 
+def visible_namespace() -> int:
+    """Inode of our pid namespace if /proc shows its processes by the pids they have there; -1 if it shows another's."""
+    try:
+        with open("/proc/self/status", "rb") as status:
+            pids = next(line.split()[1:] for line in status if line.startswith(b"NSpid:"))
+    except (OSError, StopIteration):
+        return -1
+    return pid_namespace() if len(pids) == 1 else -1
+
+
 def command_line() -> bytes:
     """What this process is called, for those who look at the store; at most S_COMMAND_BYTES."""
     try:
@@ -215,42 +223,26 @@ def command_line() -> bytes:
 class Participants:
     """The slots, as one process sees them. ``me`` is its own slot, or -1 for an observer that has none."""
 
-    __slots__ = ("_namespace", "_thorough_at", "layout", "locks", "me", "w")
+    __slots__ = ("layout", "locks", "me", "w")
 
     def __init__(self, w: Words, layout: Layout, locks: ByteLocks) -> None:
         self.w = w
         self.layout = layout
         self.locks = locks
         self.me = -1
-        self._namespace = pid_namespace()
-        self._thorough_at = 0.0
 
     def epoch(self, slot: int) -> int:
         return self.w[self.layout.slot_at(slot) + S_EPOCH]
 
     def is_dead(self, slot: int, epoch: int) -> bool:
         """DEAD(slot, epoch) of the module's docstring. Read the epoch before you ask."""
-        at = self.layout.slot_at(slot)
-        if self.w[at + S_EPOCH] != epoch:
+        if self.w[self.layout.slot_at(slot) + S_EPOCH] != epoch:
             return True
-        if slot == self.me:
-            return False
-        return self.locks.is_free(LB_SLOT + slot) or self._is_another_process(at)
-
-    def _is_another_process(self, at: int) -> bool:
-        w = self.w
-        namespace, pid, started = w[at + S_PIDNS], w[at + S_PID], w[at + S_START]  # in this order: see `introduce`
-        if not pid or not started or not namespace or namespace != self._namespace:
-            return False
-        now = start_time(pid)
-        return now == -1 or (now > 0 and now != started)
+        return slot != self.me and self.locks.is_free(LB_SLOT + slot)
 
     def dead(self) -> list[tuple[int, int]]:
-        """(slot, epoch) of every participant that died without leaving. Asks /proc only once a second: it is slow."""
+        """(slot, epoch) of every participant that died without leaving."""
         found = []
-        thorough = time.monotonic() >= self._thorough_at
-        if thorough:
-            self._thorough_at = time.monotonic() + THOROUGH_S
         for slot in range(self.layout.slots):
             at = self.layout.slot_at(slot)
             if not self.has_memory(slot):
@@ -258,7 +250,7 @@ class Participants:
             epoch = self.w[at + S_EPOCH]
             if not self.w[at + S_PID] or slot == self.me:
                 continue
-            if self.locks.is_free(LB_SLOT + slot) or (thorough and self._is_another_process(at)):
+            if self.locks.is_free(LB_SLOT + slot):
                 found.append((slot, epoch))
         return found
 
@@ -269,20 +261,18 @@ class Participants:
     def introduce(self, slot: int) -> None:
         """Become the tenant of a slot whose byte we have locked: the new epoch comes before all that is ours.
 
-        The pid namespace goes first and comes back last, so that nobody takes the predecessor's pid for ours meanwhile
-        and finds it gone; the pid itself stays, so that what the predecessor held is still reaped if we die here.
+        The predecessor's pid stays until ours is stored, so that what he held is still reaped if we die here.
         """
         w, at = self.w, self.layout.slot_at(slot)
         self.me = slot
-        w[at + S_PIDNS] = 0
         w[at + S_EPOCH] = w[at + S_EPOCH] + 1
         w[at + S_START] = max(0, start_time())
         w[at + S_SINCE] = time.time_ns()
         command = command_line().ljust(S_COMMAND_BYTES, b"\0")
         for word in range(S_COMMAND_BYTES // WORD):
             w[at + S_COMMAND + word] = int.from_bytes(command[word * WORD : (word + 1) * WORD], "little")
+        w[at + S_PIDNS] = pid_namespace()
         w[at + S_PID] = os.getpid()
-        w[at + S_PIDNS] = self._namespace
 
     def pid(self, at: int) -> int:
         """Pid of the tenant of the slot at word *at*, in its own pid namespace; 0 if it left in order."""
@@ -301,13 +291,13 @@ class Participants:
 
     def stopped(self) -> list[int]:
         """The slots of participants that are stopped, as far as our pid namespace shows."""
-        found = []
+        found, here = [], visible_namespace()
         for slot in range(self.layout.slots):
             if not self.has_memory(slot):
                 break
             at = self.layout.slot_at(slot)
             pid = self.w[at + S_PID]
-            if pid and self.w[at + S_PIDNS] == self._namespace and is_stopped(pid):
+            if pid and self.w[at + S_PIDNS] == here and is_stopped(pid):
                 found.append(slot)
         return found
 

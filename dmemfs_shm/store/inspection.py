@@ -638,7 +638,7 @@ class _Inspector:
             pid, alive = some.pid(at), self._is_alive(slot)
             if not pid and not alive:
                 continue
-            here = some.pid_namespace_of(at) == identity.pid_namespace()
+            here = some.pid_namespace_of(at) == identity.visible_namespace()
             states = Counter(word & REC_STATE for word in self._records(slot)[R_LOCK::RECORD_WORDS].tolist())
             found.append(
                 snapshot.Participant(
