@@ -564,7 +564,7 @@ def test_a_creation_that_never_was_is_not_reaped(stores: Stores, backend: str) -
                 self.words[key] = value
 
         instrument(store, lambda words: Late(words, lambda _: None))
-        store.reap_dead()
+        store.reap_dead(None)
         if not midway:
             other.send("create")
             assert other.receive() == "created"
