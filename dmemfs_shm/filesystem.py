@@ -229,7 +229,7 @@ class MemoryFileSystem:
         else:
             try:
                 _warn_if_too_large(max_quota)
-            except ResourceWarning:  # where warnings are errors
+            except BaseException:  # the warning itself, where warnings are errors
                 attachment.release(store)
                 attachment.destroy(name)
                 raise
@@ -409,6 +409,10 @@ class MemoryFileSystem:
         if mode == "wb":
             if w[at + N_PIN] & LOW32:
                 store.names.unshare(found[0], 0, 0, self._timeout)
+            elif w[at + N_RUNS]:
+                store.arenas.pieces(store.content.runs(w, at))  # what can fail does so while the old bytes are there
+            elif w[at + N_RUN]:
+                store.arenas.locate(w[at + N_RUN])
             w[at + N_SIZE] = 0
             w[at + N_CONTENT] = w[at + N_CONTENT] + 1 & WORD_MAX
             w[at + N_MODIFIED] = time.time_ns()

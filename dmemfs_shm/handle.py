@@ -81,7 +81,7 @@ class MemoryFileHandle(io.RawIOBase):
         self._path = path
         self._mode = mode
         self._pos = 0
-        self._closed = False
+        self._closed = True  # until all of this has worked: the record is still the caller's
         self._writable = mode != "rb"
         self._readable = mode not in _NOT_READABLE
         self._dirty = mode in ("wb", "xb")
@@ -89,25 +89,32 @@ class MemoryFileHandle(io.RawIOBase):
         self._locate()
         if mode == "ab":
             self._pos = self._size
+        self._closed = False
 
     def _locate(self) -> None:
-        """Learn where the bytes are: one piece, nearly always, or several."""
+        """Learn where the bytes are: one piece, nearly always, or several.
+
+        Until that has worked (mapping an arena may fail) no byte is within reach, and whoever needs one comes here again.
+        """
         w, at = self._w, self._at
-        self._capacity = capacity = w[at + N_CAPACITY]
-        run = w[at + N_RUN]
+        self._capacity = 0
         self._pieces: list[Piece] | None = None
         self._base = -1
-        arenas = self._store.arenas
+        run, capacity = w[at + N_RUN], w[at + N_CAPACITY]
         blocks = (run >> RUN_UNITS_SHIFT) * UNIT
-        if run and w[at + N_RUNS]:
-            self._pieces = arenas.pieces(self._store.content.runs(w, at))
-            blocks = self._pieces[-1][1]
-        elif run:
-            segment, self._base = arenas.locate(run)
-            self._mm = segment.mm
-            self._view = segment.view
+        if run:
+            arenas = self._store.arenas
+            if w[at + N_RUNS]:
+                self._pieces = arenas.pieces(self._store.content.runs(w, at))
+                blocks = self._pieces[-1][1]
+            else:
+                segment, base = arenas.locate(run)
+                self._mm = segment.mm
+                self._view = segment.view
+                self._base = base
         if not w[at + N_SIZE] <= capacity == blocks:
             raise MFSCorruptStoreError("index", (at + N_CAPACITY) * WORD, f"{blocks}, and a size of at most that", capacity)
+        self._capacity = capacity
 
     # ---- state
 
@@ -171,11 +178,13 @@ class MemoryFileHandle(io.RawIOBase):
             end = pos + size
         if pos >= end:
             return b""
-        self._pos = end
         base = self._base
         if base >= 0:
+            self._pos = end
             return self._mm[base + pos : base + end]
-        return b"".join(bytes(part) for part in self._parts(pos, end))
+        data = b"".join(bytes(part) for part in self._parts(pos, end))
+        self._pos = end
+        return data
 
     def readall(self) -> bytes:
         return self.read()
@@ -236,6 +245,8 @@ class MemoryFileHandle(io.RawIOBase):
 
     def _parts(self, pos: int, end: int) -> Iterable[memoryview]:
         """The bytes pos..end of the file, piece by piece, in the store's memory."""
+        if self._base < 0 and self._pieces is None:
+            self._locate()
         if self._base >= 0:
             yield self._view[self._base + pos : self._base + end]
             return

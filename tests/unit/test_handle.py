@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import io
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from dmemfs_shm import MemoryFileSystem
+from dmemfs_shm import MemoryFileSystem, MFSDeadlockError, MFSNoSpaceError
+
+from ..processes import call_in_child
 
 #: Sizes at which the way a file is stored changes: empty, small-file units of 256, pages of 4096, many of them.
 SIZES = [0, 1, 255, 256, 257, 4095, 4096, 4097, 12_288, 1 << 20, (1 << 20) + 1]
@@ -573,3 +577,58 @@ def test_thousands_of_handles(fs: MemoryFileSystem) -> None:
         for handle in handles:
             handle.close()
     assert fs.locks() == []
+
+
+# --- when the bytes can't be reached ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def no_address_space() -> Iterator[None]:
+    """Nothing as large as an arena can be mapped in this block."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        size = int(statm.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def write_again(fs: MemoryFileSystem) -> bytes:
+    with fs.open("/new", "wb") as handle:
+        with no_address_space(), pytest.raises(MFSNoSpaceError):
+            handle.write(pattern(300))
+        assert handle.write(pattern(300)) == 300
+    return fs.read_bytes("/new")
+
+
+def open_again(fs: MemoryFileSystem) -> bytes:
+    """What is left of the handle that failed lives until its exception goes; by then another one has its record."""
+    fs.stats()
+    failed = []
+    for mode in "r+b", "wb", "ab":
+        try:
+            with no_address_space():
+                fs.open("/f", mode)
+        except MFSNoSpaceError as error:
+            failed.append(error)
+    with fs.open("/f", "r+b") as handle:
+        assert len(failed) == 3
+        failed.clear()
+        fs.stats()
+        with pytest.raises(MFSDeadlockError):
+            fs.open("/f")
+        return handle.read()
+
+
+def test_a_write_that_failed_is_written_again_with_the_same_handle(named: MemoryFileSystem) -> None:
+    """A file that got blocks, which then could not be mapped: the next write maps them, and loses nothing."""
+    named.write_bytes("/f", b"an arena")
+    assert call_in_child("fork", write_again, named) == pattern(300)
+
+
+def test_opening_that_failed_leaves_bytes_and_locks_alone(named: MemoryFileSystem) -> None:
+    """Mode wb has not emptied a file that it could not open, and nobody gives a lock back twice."""
+    named.write_bytes("/f", pattern(300))
+    assert call_in_child("fork", open_again, named) == pattern(300)
