@@ -307,14 +307,16 @@ class MemoryFileSystem:
             store, self._store = self._store, None
         if store is None:
             return
-        if store.state == STATE_READY:
-            for handle in [reference() for reference in list(self._handles.values())]:
-                if handle is not None:
-                    warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=2)
-                    handle.close()
-            store.work_off()
-        self._finalizer.detach()
-        attachment.release(store)
+        try:
+            if store.state == STATE_READY:
+                for handle in [reference() for reference in list(self._handles.values())]:
+                    if handle is not None:
+                        warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=2)
+                        handle.close()
+                store.work_off()
+        finally:
+            self._finalizer.detach()
+            attachment.release(store)
 
     def __reduce__(self) -> Any:
         """Pickled as name, uuid and this object's own defaults: unpickling attaches the same store, never its successor."""
