@@ -228,7 +228,7 @@ class Attachment:
         self.views: set[int] = set()  # pin records of living views
         self.wants_buckets = False
         self._life: segment.Anchor | None = None  # counts us among the users of a private store
-        self._reaped: set[tuple[int, int]] = set()
+        self._reaped: dict[int, int] = {}  # slot: the epoch whose tenant we have reaped
 
     # ---- identity
 
@@ -425,12 +425,12 @@ class Attachment:
         self.recovery.mend()
         count = 0
         for slot, epoch in self.participants.dead():
-            if (slot, epoch) in self._reaped:
+            if self._reaped.get(slot) == epoch:
                 continue
             self.names.fit_for_dead(slot, epoch, timeout)
             if self.rw.reap(slot, epoch, timeout):
                 self.names.reap(slot, epoch, timeout)
-                self._reaped.add((slot, epoch))
+                self._reaped[slot] = epoch
                 self.w[REAPS] = self.w[REAPS] + 1
                 self.recovery.events.append(f"store {self.uuid.hex}: reaped {self.participants.describe(slot)}")
                 count += 1
