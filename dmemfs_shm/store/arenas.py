@@ -111,7 +111,8 @@ class Arenas:
                 self.store.check_state()
                 raise MFSCorruptStoreError(name.lstrip("/"), 0, "an arena segment", "none") from None
             found = os.fstat(fd).st_size
-            if found != size_bytes or segment.backed_bytes(fd) < self.w[arena_at(number) + A_BACKED] * PAGE:
+            backed = self.w[arena_at(number) + A_BACKED] * PAGE  # first: others may add memory at this moment, and then say so
+            if found != size_bytes or segment.backed_bytes(fd) < backed:
                 os.close(fd)
                 raise MFSCorruptStoreError(name.lstrip("/"), found, f"an arena of {size_bytes} bytes", found)
             old, new = mapped, (life, segment.Segment(name, fd, size_bytes))

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from dmemfs_shm import MemoryFileSystem, MFSNodeLimitExceededError
-from dmemfs_shm.store.layout import N_PARENT, N_SEQ, journal_at
+from dmemfs_shm.store import segment
+from dmemfs_shm.store.layout import A_BACKED, N_PARENT, N_SEQ, arena_at, journal_at
 from dmemfs_shm.store.tree import Unsettled
 
 from ..conftest import Stores
@@ -190,6 +191,23 @@ def test_creating_where_a_directory_went(other: MemoryFileSystem) -> None:
     with after_finding(other, lambda: other.rmtree("/d"), "create"):
         other.open("/d", "xb").close()
     assert other.is_file("/d")
+
+
+def test_mapping_an_arena_that_grows(fs: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that came after the segment was looked at is not missed."""
+    fs.write_bytes("/f", b"content")
+    arenas = fs._store.arenas
+    arenas.close()
+    real = segment.backed_bytes
+
+    def backed_bytes(fd: int) -> int:
+        found = real(fd)
+        monkeypatch.undo()
+        assert arenas._back(0, fs._store.w[arena_at(0) + A_BACKED] + 1, None)
+        return found
+
+    monkeypatch.setattr(segment, "backed_bytes", backed_bytes)
+    assert fs.read_bytes("/f") == b"content"
 
 
 def test_new_directories_stand_all_or_none(stores: Stores) -> None:
