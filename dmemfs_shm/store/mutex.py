@@ -461,6 +461,17 @@ class OfdMutex(Mutex):
             time.sleep(pause)
             pause = min(2 * pause, 0.002)
 
+    def holder(self) -> int | None:
+        """As `Mutex.holder`; the claim of one who died inside stands until its slot is used again, and means nothing."""
+        participants = self.participants
+        for slot in range(participants.layout.slots):
+            if not participants.has_memory(slot):
+                break
+            claimed = self.w[participants.layout.slot_at(slot) + S_CLAIM + self.number] != NO_CLAIM
+            if claimed and not participants.is_dead(slot, participants.epoch(slot)):
+                return slot
+        return None
+
     def release(self, thread: Thread) -> None:
         self.release_inner()
         thread.inside = False

@@ -49,7 +49,7 @@ from ..lockstore import (
     settle,
     unlock,
 )
-from ..processes import Link, Task, call_in_child, child, in_thread, until
+from ..processes import DEADLINE_S, Link, Task, call_in_child, child, in_thread, until
 
 NODE = 5
 K = 1 + NODE % 16
@@ -285,6 +285,72 @@ def test_stopped_before_its_claim(generations: Attachment) -> None:
         running.receive()
         assert store.w[generation_at(K)] >= 2
         assert sound(store) == []
+
+
+def stop_at(link: Link, name: str, what: str, number: int) -> str:
+    """Attach, and be stopped when *what* happens on the way into the mutex; how the way in ended then."""
+    store = attachment.attach(name)
+    inside(store, number, lambda: None)
+
+    def event(happens: str) -> None:
+        if happens == what:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    link.send("ready")
+    link.recv()
+    recovery.membarrier = lambda: event("revoked")
+    mutex.GRACE_S = 0.05 if what == "sem_wait" else DEADLINE_S
+    with watched(store, event):
+        try:
+            inside(store, number, lambda: None, 0.0)
+        except MFSStoreBusyError as error:
+            return str(error)
+    return "entered"
+
+
+def test_stopped_while_revoking(generations: Attachment) -> None:
+    """Who finds his claim in doubt, and the one who revokes stopped, is refused by the deadline, and stands in no way."""
+    store = generations
+    with (
+        child("fork", stop_at, store.name, "sem_wait", K) as doubted,
+        child("fork", stop_at, store.name, "revoked", K) as revoker,
+    ):
+        for each in (doubted, revoker):
+            assert each.receive() == "ready"
+        for each in (doubted, revoker):  # one has the token and has not claimed it; the other revokes its generation
+            each.send("go")
+            wait_until_stopped(each.pid)
+        assert store.w[generation_at(K)] == 1
+        os.kill(doubted.pid, signal.SIGCONT)
+        assert "recovering" in doubted.receive()
+        os.kill(revoker.pid, signal.SIGCONT)
+        assert revoker.receive() == "entered"
+        assert store.w[generation_at(K)] == 2
+    assert sound(store) == []
+
+
+def be_struck_inside(link: Link, name: str, signal_number: int) -> None:
+    store = attachment.attach(name)
+    link.send("ready")
+    link.recv()
+    inside(store, K, lambda: os.kill(os.getpid(), signal_number))
+
+
+def test_stopped_holder_after_a_dead_one(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one who has the mutex now is named, whatever the one who died inside has left."""
+    with child("fork", be_struck_inside, store.name, signal.SIGKILL) as dead:
+        assert dead.receive() == "ready"
+        with child("fork", be_struck_inside, store.name, signal.SIGSTOP) as running:
+            assert running.receive() == "ready"
+            dead.send("go")
+            dead.join()
+            running.send("go")
+            wait_until_stopped(running.pid)
+            monkeypatch.setattr(mutex, "GRACE_S", 0.05)
+            with pytest.raises(MFSStoreBusyError, match=f"process {running.pid} "):
+                inside(store, K, lambda: pytest.fail("two holders"), 0.0)
+            os.kill(running.pid, signal.SIGCONT)
+            running.receive()
 
 
 def test_false_suspicion(generations: Attachment) -> None:
