@@ -1,33 +1,55 @@
-"""Kill a process at every point of an operation, and see whether the others go on.
+"""Kill or stop a process at every point of an operation, and see whether the others go on.
 
 A point lies before each store to shared memory and around each system call that others can notice. `instrument` puts a
-word buffer of our own in place of an attached store's, in every object that holds it; `system_calls` wraps semaphores,
-file locks and the calls on segments. `kill_everywhere` counts the points of an operation in one child process and then
-lets one child die at each of them.
+word buffer of our own in place of an attached store's, in every object that holds it; `data_stores` does the same for
+the bytes of files and names; `system_calls` wraps semaphores, file locks and the calls on segments. A store of more than
+a word has a point in its middle, too. `kill_everywhere` counts the points of an operation in one child process and then
+lets one child die at each of them; `stop_everywhere` stops it there, looks at what the others can do meanwhile, and lets
+it go on.
 
-A store has no effect before it is made, and nothing happens between two points that others could see: so dying "before
-point n" for all n, the end included, is dying everywhere.
+A store has no effect before it is made, and nothing happens between two points that others could see (which
+test_points.py proves): so dying "before point n" for all n, the end included, is dying everywhere, and what lies after
+a call lies before the next point. Calls that may be in vain (taking a token or a file lock) have a point before and one
+after. Attempts in vain one after the other change nothing between them and are one point, so that the number of points
+does not hang on the clock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import random
+import re
 import select
 import signal
 import struct
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import posix_ipc
 
-from dmemfs_shm.store import attachment, mutex, rwlock
+from dmemfs_shm.errors import MFSStoreBusyError
+from dmemfs_shm.store import attachment, mutex, rwlock, segment
 from dmemfs_shm.store.attachment import Attachment
+from dmemfs_shm.store.layout import (
+    BACKEND_OFD,
+    LB_ATTACH,
+    LB_INIT,
+    LB_MUTEX,
+    LB_RECOVER,
+    MUTEXES,
+    S_CLAIM,
+    S_PID,
+    W_BACKEND,
+    generation_at,
+)
 
+from ..lockstore import inside
 from ..processes import DEADLINE_S, Task
 
 #: Every point, or a tenth of them.
@@ -37,12 +59,21 @@ SEED = int(os.environ.get("CRASH_SEED", "1"))
 #: Waits of the protocol are shortened to this, so that hundreds of lost tokens heal in a test's time.
 SLICE_S = 0.004
 
+#: How long the dying let the others run into what they hold. Nothing depends on it.
+RUN_INTO_S = 0.002
+
+#: What a mutex is waited for while its holder is known to be stopped.
+SHORT_S = 0.01
+
+#: Points before calls that may be in vain.
+ATTEMPTS = frozenset(("sem_take", "lock"))
+
 
 # ---- the seams
 
 
 class WordBuffer:
-    """The words of a store as objects see them; calls `event` before each store."""
+    """The words of a store as objects see them; calls `event` before each store, and in the middle of one of many words."""
 
     def __init__(self, words: Any, event: Callable[[str], None]) -> None:
         self.words = words
@@ -56,7 +87,13 @@ class WordBuffer:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.event("store")
-        self.words[key] = value
+        if isinstance(key, slice):
+            half = (key.start + key.stop) // 2
+            self.words[key.start : half] = value[: half - key.start]
+            self.event("half")
+            self.words[half : key.stop] = value[half - key.start :]
+        else:
+            self.words[key] = value
 
     def release(self) -> None:
         self.words.release()
@@ -114,8 +151,64 @@ def _attributes(thing: Any) -> set[str]:
     return found
 
 
+class _Mapping(mmap.mmap):
+    """A mapped segment with a point before each store of bytes, and one in its middle."""
+
+    event: Callable[[str], None]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        assert isinstance(key, slice)
+        source, half = memoryview(value).cast("B"), (key.start + key.stop) // 2
+        self.event("bytes")
+        if half > key.start:
+            super().__setitem__(slice(key.start, half), source[: half - key.start])
+            self.event("half")
+        super().__setitem__(slice(half, key.stop), source[half - key.start :])
+
+
+class _Bytes(np.ndarray):  # type: ignore[type-arg]
+    """The same for a segment's memoryview, and for slices of it. (A memoryview can't be subclassed; this is as good.)"""
+
+    event: Callable[[str], None]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        target, source = np.asarray(self)[key], np.frombuffer(value, np.uint8)
+        half = len(target) // 2
+        self.event("bytes")
+        if half:
+            target[:half] = source[:half]
+            self.event("half")
+        target[half:] = source[half:]
+
+    def release(self) -> None:
+        """As a memoryview; the mapping ends with the process."""
+
+
+@contextlib.contextmanager
+def data_stores(event: Callable[[str], None]) -> Iterator[None]:
+    """Call *event* before and in the middle of each store of bytes into a segment that is mapped from here on."""
+
+    class Mapping(_Mapping):
+        def __new__(cls, *args: Any) -> Self:
+            event("mmap")
+            return super().__new__(cls, *args)
+
+    class Bytes(_Bytes):
+        pass
+
+    Mapping.event = Bytes.event = staticmethod(event)
+    real = mmap.mmap
+    mmap.mmap = Mapping  # type: ignore[misc]
+    segment.memoryview = lambda mapping: np.frombuffer(mapping, np.uint8).view(Bytes)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        mmap.mmap = real  # type: ignore[misc]
+        vars(segment).pop("memoryview", None)
+
+
 class _Semaphore:
-    """A named semaphore with a point after each taken token and before each given one."""
+    """A named semaphore with points before and after each taken token, and before each given one."""
 
     event: Callable[[str], None]
     waits: Callable[[], None]
@@ -132,6 +225,7 @@ class _Semaphore:
     def acquire(self, timeout: float | None = None) -> None:
         if (timeout is None or timeout > 0) and ".p" in self.it.name:
             self.waits()
+        self.event("sem_take")
         try:
             self.it.acquire(timeout)
         except posix_ipc.BusyError:
@@ -182,6 +276,7 @@ def system_calls(event: Callable[[str], None], waits: Callable[[], None] = lambd
         if struct.unpack_from("h", argument)[0] == fcntl.F_UNLCK:
             event("unlock")
             return real_fcntl(fd, command, argument)
+        event("lock")
         answer = real_fcntl(fd, command, argument)
         event("locked")  # an attempt in vain changes nothing
         return answer
@@ -233,14 +328,15 @@ def wrap_semaphores(store: Attachment, wrapper: Callable[[Any], Any]) -> None:
             each._try_token, each._give_token = each._semaphore.acquire, each._semaphore.release
 
 
-# ---- dying
+# ---- dying, and stopping
 
 
 class Fault:
-    """In a child: where to die. `arm` makes points count from there on; the operation ends with the last of them."""
+    """In a child: what befalls it where. `arm` makes points count from there on; the operation ends with the last of them."""
 
-    def __init__(self, fatal: int | None, link: _Link) -> None:
+    def __init__(self, fatal: int | None, blow: Callable[[Fault], None], link: _Link) -> None:
         self.fatal = fatal
+        self.blow = blow
         self.link = link
         self.trace: list[str] = []
         self.armed = False
@@ -248,10 +344,10 @@ class Fault:
         self._stack = contextlib.ExitStack()
 
     def point(self, what: str) -> None:
-        if not self.armed:
+        if not self.armed or (what in ATTEMPTS and self.trace and self.trace[-1] == what):
             return
         if len(self.trace) == self.fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.blow(self)
         self.trace.append(what)
 
     def arm(self, *stores: Attachment | None) -> None:
@@ -278,6 +374,10 @@ class Fault:
         armed, self.armed = self.armed, False
         self.link.ask(request)
         self.armed = armed
+
+    def tell(self, what: object) -> None:
+        """Say how the operation ended, where that may differ."""
+        self.link.tell(f"outcome {what}")
 
     def _wait(self) -> None:
         waits, self.waits = self.waits, lambda: None
@@ -306,8 +406,11 @@ class _Link:
         self.child_reads, self.test_writes = os.pipe()
         self.test_reads, self.child_writes = os.pipe()
 
+    def tell(self, message: str) -> None:
+        os.write(self.child_writes, message.encode() + b"\n")
+
     def ask(self, request: str) -> None:
-        os.write(self.child_writes, request.encode() + b"\n")
+        self.tell(request)
         assert os.read(self.child_reads, 1) == b"."
 
     def close(self, *descriptors: int) -> None:
@@ -315,26 +418,46 @@ class _Link:
             os.close(fd)
 
 
-def run_child(operation: Callable[..., None], case: Any, fatal: int | None) -> tuple[int, list[str]]:
+def die(_: Fault) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_company(fault: Fault) -> None:
+    """Die while others are at work, or stuck, on what the victim is at work on."""
+    fault.ask("company")
+    time.sleep(RUN_INTO_S)
+    die(fault)
+
+
+def stop(fault: Fault) -> None:
+    """Be stopped until the test has done what it does meanwhile."""
+    fault.link.tell("stopped")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def run_child(
+    operation: Callable[..., None], case: Any, fatal: int | None, blow: Callable[[Fault], None] = die
+) -> tuple[int, list[str]]:
     """Run operation(case, fault) in a forked child; (wait status, messages of the child)."""
     link = _Link()
     pid = os.fork()
     if pid == 0:
         try:
             link.close(link.test_reads, link.test_writes)
-            fault = Fault(fatal, link)
-            operation(case, fault)
+            fault = Fault(fatal, blow, link)
+            with data_stores(fault.point):
+                operation(case, fault)
             if fault.armed:
                 fault.disarm()
-            os.write(link.child_writes, f"points {' '.join(fault.trace)}\n".encode())
+            link.tell(f"points {' '.join(fault.trace)}")
             os._exit(0)
         except BaseException:  # noqa: BLE001  # whatever it was, the test is told
-            os.write(link.child_writes, f"error {traceback.format_exc()!r}\n".encode())
+            link.tell(f"error {traceback.format_exc()!r}")
             os._exit(1)
     reaped = False
     try:
         link.close(link.child_reads, link.child_writes)
-        messages = _converse(link, case)
+        messages = _converse(link, case, pid)
         reaped = True
         _, status = os.waitpid(pid, 0)  # its pipe is closed: it is ending
         return status, messages
@@ -345,7 +468,7 @@ def run_child(operation: Callable[..., None], case: Any, fatal: int | None) -> t
         link.close(link.test_reads, link.test_writes)
 
 
-def _converse(link: _Link, case: Any) -> list[str]:
+def _converse(link: _Link, case: Any, pid: int) -> list[str]:
     """Answer the child until it is gone."""
     messages, rest, end = [], b"", time.monotonic() + DEADLINE_S
     while True:
@@ -357,12 +480,23 @@ def _converse(link: _Link, case: Any) -> list[str]:
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             word = line.decode()
-            if word.startswith(("points", "error")):
+            if word.startswith(("points", "error", "outcome")):
                 messages.append(word)
+            elif word == "stopped":
+                messages.append(word)
+                _meanwhile(case, pid)
             else:
                 case.answer(word)
                 with contextlib.suppress(BrokenPipeError):
                     os.write(link.test_writes, b".")
+
+
+def _meanwhile(case: Any, pid: int) -> None:
+    """What the others do while the child is stopped; then it goes on."""
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), status
+    Task(case.meanwhile, pid).result()
+    os.kill(pid, signal.SIGCONT)
 
 
 def count_points(setup: Callable[[], Any], operation: Callable[..., None], verify: Callable[[Any], list[str]]) -> list[str]:
@@ -370,39 +504,153 @@ def count_points(setup: Callable[[], Any], operation: Callable[..., None], verif
     with setup() as case:
         status, messages = run_child(operation, case, None)
         assert os.waitstatus_to_exitcode(status) == 0, messages
+        case.messages = messages
         Task(case.again, 0).result()
         assert verify(case) == []
-    (trace,) = messages
-    points = trace.split()[1:]
+    points = messages[-1].split()[1:]
     assert points[-1] == "end", points
     return points
 
 
+Everywhere = Callable[..., int]
+
+
 def kill_everywhere(
-    setup: Callable[[], Any], operation: Callable[..., None], verify: Callable[[Any], list[str]], *, every: int = 1
+    setup: Callable[[], Any],
+    operation: Callable[..., None],
+    verify: Callable[[Any], list[str]],
+    *,
+    every: int = 1,
+    company: bool = True,
 ) -> int:
     """Let a child die at each point of operation(case, fault), or at one in *every*; how many there were.
 
     setup() is a context manager that makes the case afresh for each point; case.again() is what the living must still
     be able to do, and verify(case) says what is wrong afterwards. A point that is never reached is a failure.
+
+    company: it dies twice at each point (by turns, if only some are tried), once alone and once in the company of threads
+    of the peer that want what it has, which case.company() starts and case.again() waits for.
     """
+    return _everywhere(setup, operation, verify, every, [die, die_in_company] if company else [die])
+
+
+def stop_everywhere(
+    setup: Callable[[], Any], operation: Callable[..., None], verify: Callable[[Any], list[str]], *, every: int = 1
+) -> int:
+    """Stop a child at each point of operation(case, fault), or at one in *every*, and let it go on; how many there were.
+
+    case.meanwhile(pid) is what the others must be able to do while it is stopped. The rest is as for `kill_everywhere`.
+    """
+    return _everywhere(setup, operation, verify, every, [stop])
+
+
+def _everywhere(
+    setup: Callable[[], Any],
+    operation: Callable[..., None],
+    verify: Callable[[Any], list[str]],
+    every: int,
+    blows: list[Callable[[Fault], None]],
+) -> int:
     with short_slices():
         points = count_points(setup, operation, verify)
         numbers = list(range(len(points)))
-        if every > 1 and not ALL_POINTS:
-            numbers = sorted(random.Random(SEED).sample(numbers, max(2, len(numbers) // every)))
-        for number in numbers:
-            where = f"point {number} of {len(points)} (before {points[number]}, after {points[:number][-4:]})"
-            with setup() as case:
-                status, messages = run_child(operation, case, number)
-                assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, f"{where} was not reached: {messages}"
-                try:
-                    Task(case.again, number).result()  # a deadline bounds a hang
-                    findings = verify(case)
-                except Exception as error:
-                    raise AssertionError(f"killed at {where}") from error
-                assert findings == [], f"killed at {where}"
+        some = every > 1 and not ALL_POINTS
+        if some:
+            numbers = sorted(random.Random(SEED).sample(numbers, min(len(numbers), max(2, len(numbers) // every))))
+        for turn, number in enumerate(numbers):
+            for blow in [blows[turn % len(blows)]] if some else blows:
+                _strike(setup, operation, verify, points, number, blow)
     return len(numbers)
+
+
+def _strike(
+    setup: Callable[[], Any],
+    operation: Callable[..., None],
+    verify: Callable[[Any], list[str]],
+    points: list[str],
+    number: int,
+    blow: Callable[[Fault], None],
+) -> None:
+    """One child, struck at one point."""
+    where = (
+        f"{blow.__name__} at point {number} of {len(points)} (before {points[number]}, after {points[:number][-4:]}), "
+        f"CRASH_SEED={SEED}"
+    )
+    with setup() as case:
+        try:
+            status, messages = run_child(operation, case, number, blow)
+            survives = blow is stop
+            reached = "stopped" in messages if survives else os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+            assert reached, f"not reached: {messages}"
+            assert not survives or os.waitstatus_to_exitcode(status) == 0, messages
+            case.messages = messages
+            Task(case.again, number).result()  # a deadline bounds a hang
+            findings = verify(case)
+        except Exception as error:
+            raise AssertionError(where) from error
+        assert findings == [], f"{where}: {findings}"
+
+
+def sections_of(store: Attachment, pid: int) -> set[int | str]:
+    """What a stopped process is inside of: numbers of mutexes, "R" (recovery), "A" (attaching), "I" (creating).
+
+    With OFD locks for mutexes, "ofd" stands beside them. Nobody else may be at work.
+    """
+    found: set[int | str] = {
+        name for name, byte in (("R", LB_RECOVER), ("A", LB_ATTACH), ("I", LB_INIT)) if not store.locks.is_free(byte)
+    }
+    if store.w[W_BACKEND] == BACKEND_OFD:
+        found.update(k for k in range(MUTEXES) if not store.locks.is_free(LB_MUTEX + k))
+        return found | {"ofd"} if found else found
+    for slot in range(store.layout.slots):
+        at = store.layout.slot_at(slot)
+        if store.participants.has_memory(slot) and store.w[at + S_PID] == pid:
+            found.update(k for k in range(MUTEXES) if store.w[at + S_CLAIM + k] == store.w[generation_at(k)] & ~1)
+    return found
+
+
+def enter_all(store: Attachment, pid: int) -> tuple[set[int | str], list[str]]:
+    """While a process is stopped: what it is inside of, and what is wrong with entering each mutex of the store.
+
+    The others' are to be had, even if it has a token and has not claimed it yet; its own are refused, and it is named.
+    """
+    held, findings = sections_of(store, pid), []
+    for number in range(MUTEXES):
+        inner: list[int] = []
+        try:
+            # Recovery, and with OFD locks the outer mutex's open journal, may be in the way of entering any of them.
+            with deadlines(store, SHORT_S if number in held or held & {"R", "ofd"} else DEADLINE_S):
+                inside(store, number, lambda inner=inner, number=number: inner.append(number), 0.0)
+        except MFSStoreBusyError as error:
+            if not is_in_the_way(str(error), held, pid):
+                findings.append(f"entering mutex {number} while {held} are held by {pid}: {error}")
+        if inner and number in held:
+            findings.append(f"two are inside mutex {number}")
+    return held, findings
+
+
+def is_in_the_way(text: str, held: set[int | str], pid: int) -> bool:
+    """Whether a refusal says what the stopped process is inside of, and names it."""
+    behind = re.match(r"Another thread of this process holds mutex (\d+)", text)
+    if behind is not None:  # it waits there for the stopped one
+        return int(behind[1]) in held
+    found = re.match(r"Mutex (\d+) of the store is held by (.*), which does not go on", text)
+    if found is None:
+        return ("recovering" in text and "R" in held) or ("attaching" in text and "A" in held)
+    named = found[2].startswith(f"process {pid} ")
+    # With OFD locks the name comes an instant after the lock.
+    return int(found[1]) in held and (named or ("ofd" in held and found[2] == "a process that is stopped"))
+
+
+@contextlib.contextmanager
+def deadlines(store: Attachment, seconds: float) -> Iterator[None]:
+    """Mutexes, and those who create or attach, are waited for so long in this block."""
+    before = mutex.GRACE_S, store.patience, attachment.WAIT_FOR_CREATOR_S
+    mutex.GRACE_S = store.patience = attachment.WAIT_FOR_CREATOR_S = seconds
+    try:
+        yield
+    finally:
+        mutex.GRACE_S, store.patience, attachment.WAIT_FOR_CREATOR_S = before
 
 
 @contextlib.contextmanager

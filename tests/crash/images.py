@@ -219,7 +219,7 @@ class Camera(Fault):
     """
 
     def __init__(self, place: Place, wanted: Callable[[], bool] = lambda: True) -> None:
-        super().__init__(None, None)  # type: ignore[arg-type]
+        super().__init__(None, lambda _: None, None)  # type: ignore[arg-type]
         self.place = place
         self.wanted = wanted
         self.pictures: list[Picture] = []

@@ -10,20 +10,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
+import threading
 import uuid
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from dmemfs_shm import MemoryFileSystem, MFSAbandonedFileError
+from dmemfs_shm.filesystem import _read_unlocked
+from dmemfs_shm.paths import parse
+from dmemfs_shm.store.layout import KIND_FILE, QUEUED
+from dmemfs_shm.store.tree import Unsettled
 
 from ..lockstore import clear_away, fresh_name
-from ..processes import DEADLINE_S
-from .harness import Fault
+from ..processes import DEADLINE_S, Task, until
+from .harness import Fault, die_in_company
 
 KIB = 1 << 10
 QUOTA = 2 << 20
 BIG = 100 * KIB  # more than is copied inside a section
+
+GUESTS = ("come", "go")  # what the company makes and takes away again
 
 State = dict[str, Any]
 
@@ -44,6 +53,10 @@ class Case:
         self.before: State = {}
         self.views: list[tuple[Any, bytes]] = []
         self.findings: list[str] = []
+        self.messages: list[str] = []
+        self.seen: set[tuple[str, bytes]] = set()
+        self.tasks: list[Task] = []
+        self.over = threading.Event()
 
     def answer(self, request: str) -> None:
         """Do what a child asks for."""
@@ -52,6 +65,9 @@ class Case:
     def replace_small(self) -> None:
         self.fs.write_bytes("/d/new", OTHER)
         self.fs.replace("/d/new", "/d/small")
+
+    def pickle_it(self) -> None:
+        self.pickled = pickle.dumps(self.fs)
 
     def look_at_small(self) -> None:
         view = self.fs.view("/d/small")
@@ -76,10 +92,96 @@ class Case:
 
         killed_in(self, body)
 
+    def reader_waits(self) -> None:
+        """A thread of the peer wants to read a file, and now waits for it."""
+        self._waits(lambda: self._read("/d/small"))
+
+    def writer_waits(self) -> None:
+        """A thread of the peer wants to write a file, and now waits for it."""
+        self._waits(lambda: self.fs.open("/d/small", "r+b", allow_abandoned=True).close())
+
+    def _waits(self, function: Callable[[], Any]) -> None:
+        before = self._waiting()
+        self.tasks.append(Task(function))
+        until(lambda: self._waiting() > before, "the thread waits")
+
+    def _waiting(self) -> int:
+        return sum(hold.state == QUEUED for hold in self.fs._store.rw.holds())
+
+    def _read(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError, MFSAbandonedFileError):
+            self.seen.add((path, self.fs.read_bytes(path)))
+
+    # ---- company
+
+    def watch(self) -> None:
+        """A thread reads all files without a lock until the victim is dead."""
+        self.tasks.append(Task(self._watch))
+
+    def _watch(self) -> None:
+        store, paths = self.fs._store, [path for path, what in self.before.items() if what is not None]
+        while not self.over.wait(0.0001):
+            for path in paths:
+                with contextlib.suppress(Unsettled):
+                    found = store.tree.look_up(parse(path).parts)
+                    data = _read_unlocked(store, found) if found[0] and store.names.kind_of(found) == KIND_FILE else None
+                    if data is not None:
+                        self.seen.add((path, data))
+
+    def company(self) -> None:
+        """Threads come that want every file and the tree."""
+        self.tasks += [Task(self._have_everything, *self.tasks), Task(self._come_and_go)]
+
+    def _have_everything(self, *watching: Task) -> None:
+        """Read each file as soon as it can be had, then change it and change it back."""
+        fs = self.fs
+        paths = [f"{folder.rstrip('/')}/{name}" for folder, _, files in fs.walk("/") for name in files if name not in GUESTS]
+        for path in paths:
+            self._read(path)
+        self.over.set()
+        for task in watching:
+            task.result()
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError, MFSAbandonedFileError):
+                self._change_and_change_back(path)
+
+    def _change_and_change_back(self, path: str) -> None:
+        fs = self.fs
+        with fs.open(path, "r+b") as handle:
+            data = handle.read()
+            other = bytes(0xFF - byte for byte in data[:1000])
+            handle.seek(0)
+            handle.write(other)
+        self._pass_through()
+        if fs.read_bytes(path) != other + data[1000:]:
+            self.findings.append(f"{path} has not what was written into it after a death")
+        with fs.open(path, "r+b") as handle:
+            handle.write(data)
+
+    def _pass_through(self) -> None:
+        """Enter m[0], so that what the dead left open there is rolled back at the latest now."""
+        self.fs._store.sections.run(lambda section: None)
+
+    def _come_and_go(self) -> None:
+        fs = self.fs
+        fs.write_bytes("/come", OTHER)
+        with fs.open("/come", "ab") as handle:
+            handle.write(SMALL)
+        fs.rename("/come", "/go")
+        assert fs.read_bytes("/go") == OTHER + SMALL
+        fs.remove("/go")
+
+    def part(self) -> None:
+        """The company leaves; each of them has come to its end."""
+        self.over.set()
+        while self.tasks:
+            self.tasks.pop().result()
+
     def again(self, number: int) -> None:
         """What the living find, and must still be able to do; by turns a new process comes first."""
         fs = self.fs
-        self.findings = [f"before reaping: {finding}" for finding in fs.check()]
+        self.part()
+        self.findings += [f"before reaping: {finding}" for finding in fs.check()]
         if number % 2:
             newcomer(self.name)
         fs.trim()  # for shortness: who needs what the dead hold takes it back
@@ -251,6 +353,68 @@ def reader_of(path: str) -> Callable[..., Any]:
     return ready
 
 
+def held_and_wanted(mode: str, *requests: str) -> Callable[..., Any]:
+    """The child has a file open, and others wait for it."""
+
+    def ready(fs: MemoryFileSystem, fault: Fault) -> Any:
+        handle = fs.open("/d/small", mode)
+        for request in requests:
+            fault.ask(request)
+        return handle
+
+    return ready
+
+
+def write_and_close(_fs: MemoryFileSystem, _: Any, handle: Any) -> None:
+    with handle:
+        handle.write(OTHER)
+
+
+def look_around(fs: MemoryFileSystem, _: Any) -> None:
+    """Everything that only looks."""
+    with fs.open("/large") as handle:
+        lines = handle.readlines()
+        handle.seek(0)
+        assert handle.readinto(bytearray(10)) == handle.tell() == 10
+        handle.seek(0)
+        assert list(handle) == lines
+        handle.seek(-5, 2)
+        assert [len(handle.readline()), handle.read()] == [5, b""]
+    assert [fs.exists("/d"), fs.is_dir("/d"), fs.is_file("/d"), fs.exists("/none")] == [True, True, False, False]
+    assert fs.stat("/large")["size"] == fs.get_size("/large") == BIG
+    assert sorted(fs.listdir("/d")) == ["other", "small", "sub"]
+    assert fs.glob("/d/**/deep") == ["/d/sub/deep"]
+    assert len(list(fs.walk("/"))) == 4
+    assert fs.stats()["used_bytes"] == fs.info()["used"]
+    assert [len(fs.locks()), bool(fs.participants())] == [0, True]
+
+
+def write_at(path: str, *places: tuple[int, bytes]) -> Callable[..., None]:
+    def do(fs: MemoryFileSystem, _: Any) -> None:
+        with fs.open(path, "r+b") as handle:
+            for place, data in places:
+                handle.seek(place)
+                handle.write(data)
+
+    return do
+
+
+def close_under_a_view(fs: MemoryFileSystem, _: Any) -> None:
+    view = fs.view("/d/small")
+    fs.close()
+    assert bytes(view) == SMALL
+
+
+def drop_a_handle(fs: MemoryFileSystem, _: Any) -> None:
+    """A finaliser leaves a note, which the next operation works off."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        handle = fs.open("/d/small", "r+b")
+        handle.write(OTHER)
+        del handle
+    fs.stats()
+
+
 LONG, LONGER = "n" * 200, "m" * 210  # names that take two nodes
 DEEP = "/" + "/".join(f"level{i}" for i in range(12))
 
@@ -326,6 +490,26 @@ OPERATIONS: dict[str, Operation] = {
     "trim": Operation(call("trim"), (), lambda case: case.fs.remove("/large")),
     "reap": Operation(call("trim"), ready=lambda fs, fault: fault.ask("leave_a_dead_one")),
     "join-after-a-death": Operation(join, ready=lambda _, fault: fault.ask("leave_a_dead_one"), joins=True),
+    "look-around": Operation(look_around),
+    "check": Operation(call("check")),
+    "write-past-the-end": Operation(write_at("/d/small", (5000, OTHER), (20000, SMALL)), ("/d/small",)),
+    "write-across-pieces": Operation(write_at("/large", (BIG - 1000, content(2000, 5))), ("/large",), in_pieces),
+    "hand-over-to-reader": Operation(write_and_close, ("/d/small",), ready=held_and_wanted("r+b", "reader_waits")),
+    "hand-over-to-writer": Operation(write_and_close, ("/d/small",), ready=held_and_wanted("r+b", "writer_waits")),
+    "hand-over-to-many": Operation(
+        write_and_close,
+        ("/d/small",),
+        ready=held_and_wanted("r+b", "reader_waits", "reader_waits", "writer_waits", "reader_waits"),
+    ),
+    "reader-hands-over": Operation(
+        lambda _fs, _, handle: handle.close(), ready=held_and_wanted("rb", "writer_waits", "writer_waits")
+    ),
+    "drop-a-handle": Operation(drop_a_handle, ("/d/small",)),
+    "close-under-a-view": Operation(close_under_a_view),
+    "use-after-fork": Operation(lambda _fs, case: case.fs.write_bytes("/d/x", SMALL), joins=True),
+    "unpickle": Operation(
+        lambda _fs, case: pickle.loads(case.pickled).write_bytes("/d/x", SMALL), (), Case.pickle_it, joins=True
+    ),
 }
 
 
@@ -340,7 +524,7 @@ def same_hashes() -> Iterator[None]:
         uuid.uuid4 = real
 
 
-def setup_of(operation: Operation, backend: str) -> Callable[[], Any]:
+def setup_of(operation: Operation, backend: str, make: type[Case] = Case) -> Callable[[], Any]:
     @contextlib.contextmanager
     def setup() -> Iterator[Case]:
         name = fresh_name()
@@ -354,12 +538,13 @@ def setup_of(operation: Operation, backend: str) -> Callable[[], Any]:
                     fs.mkdir(folder)
                 for path, data in (("/d/small", SMALL), ("/d/other", OTHER), ("/d/sub/deep", OTHER), ("/large", LARGE)):
                     fs.write_bytes(path, data)
-            case = Case(name, fs)
+            case = make(name, fs)
             operation.prepare(case)
             case.before = look(fs)
             try:
                 yield case
             finally:
+                case.part()
                 del case.views[:]
                 fs.close()
         finally:
@@ -371,6 +556,8 @@ def setup_of(operation: Operation, backend: str) -> Callable[[], Any]:
 
 def run(operation: Operation) -> Callable[[Case, Fault], None]:
     def child(case: Case, fault: Fault) -> None:
+        if fault.blow is die_in_company:
+            fault.ask("watch")
         if operation.joins:
             operation.ready(None, fault)
             fault.arm(None)
@@ -387,6 +574,11 @@ def run(operation: Operation) -> Callable[[Case, Fault], None]:
 def verdict(operation: Operation, after: State) -> Callable[[Case], list[str]]:
     def verify(case: Case) -> list[str]:
         known = case.before, after
+        case.findings += [
+            f"{path} was read with {len(data)} bytes, neither before nor after"
+            for path, data in sorted(case.seen)
+            if data not in (case.before.get(path), after.get(path))
+        ]
         if any(is_cut_short(case.state, each, operation.written) for each in known):
             return case.findings
         return [*case.findings, f"neither before nor after: {differences(case.before, case.state)}"]

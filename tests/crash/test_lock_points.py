@@ -1,7 +1,7 @@
-"""The lock layer, killed at every point of everything it does, on both backends.
+"""The lock layer, killed and stopped at every point of everything it does, on both backends.
 
 Each case is made afresh for each point. The test's own process is the peer: attached before, it lives on, must be able
-to do the same thing, and then looks for anything that is wrong.
+to do the same thing, and then looks for anything that is wrong. While the other one is stopped, it enters every mutex.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dmemfs_shm.errors import MFSLockTimeoutError
+from dmemfs_shm.errors import MFSLockTimeoutError, MFSStoreBusyError, MFSUnfinishedStoreError
 from dmemfs_shm.store import attachment
 from dmemfs_shm.store.attachment import Attachment, Parameters
 from dmemfs_shm.store.journal import Plan, commit
@@ -31,6 +31,7 @@ from dmemfs_shm.store.layout import (
     REC_WRITER,
 )
 
+from ..figures import KILL_POINTS, STOP_POINTS
 from ..lockstore import (
     BOTH,
     clear_away,
@@ -46,7 +47,7 @@ from ..lockstore import (
     unlock,
 )
 from ..processes import DEADLINE_S, Task, until
-from .harness import Fault, kill_everywhere
+from .harness import SHORT_S, Everywhere, Fault, enter_all, kill_everywhere, stop_everywhere
 
 pytestmark = pytest.mark.crash
 
@@ -59,6 +60,19 @@ backends = pytest.mark.parametrize("backend", BOTH)
 points = pytest.mark.parametrize("every", EVERY)
 
 
+@pytest.fixture(params=["killed", "stopped"])
+def everywhere(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Everywhere:
+    """`kill_everywhere` or `stop_everywhere`, which count what they have tried."""
+
+    def strike(setup: Any, operation: Any, verify: Any, *, every: int, company: bool = True) -> None:
+        if request.param == "killed":
+            record_property(KILL_POINTS, kill_everywhere(setup, operation, verify, every=every, company=company))
+        else:
+            record_property(STOP_POINTS, stop_everywhere(setup, operation, verify, every=3 * every if every > 1 else 1))
+
+    return strike
+
+
 class Case:
     """A store, the peer's part in it, and what children ask the peer to do."""
 
@@ -66,7 +80,9 @@ class Case:
         self.store = store
         self.name = store.name
         self.records: list[int] = []
-        self.task: Task | None = None
+        self.tasks: list[Task] = []
+        self.messages: list[str] = []
+        self.refusals: list[str] = []
 
     def answer(self, request: str) -> None:
         """Do what a child asks for."""
@@ -85,14 +101,26 @@ class Case:
     def writer_comes(self) -> None:
         """A thread of the peer asks for the node exclusively, and now waits for it."""
         before = queued(self.store, NODE)
-        self.task = Task(lambda: unlock(self.store, lock(self.store, NODE, REC_WRITER)))
+        self.tasks.append(Task(lambda: unlock(self.store, lock(self.store, NODE, REC_WRITER))))
         until(lambda: queued(self.store, NODE) > before, "the writer waits")
+
+    def company(self) -> None:
+        """Threads of the peer want the node and its mutex."""
+        self.tasks += [
+            Task(lambda: unlock(self.store, lock(self.store, NODE, REC_WRITER))),
+            Task(lambda: unlock(self.store, lock(self.store, NODE))),
+            Task(lambda: inside(self.store, K, lambda: None)),
+        ]
+
+    def meanwhile(self, pid: int) -> None:
+        """The other one is stopped: what it is not inside of can be entered, what it is inside of never."""
+        self.refusals += enter_all(self.store, pid)[1]
 
     def again(self, number: int) -> None:
         """What the living must still be able to do; by turns a new process comes first, or the peer alone."""
         self.let_go()
-        if self.task is not None:
-            self.task.result()
+        while self.tasks:
+            self.tasks.pop().result()
         if number % 2:
             newcomer(self.name)
         for node in (NODE, OTHER):
@@ -118,7 +146,7 @@ def newcomer(name: str) -> None:
 def sound(case: Any) -> list[str]:
     """Nothing is wrong, and nothing is held."""
     settle(case.store)
-    return lock_findings(case.store)
+    return case.refusals + lock_findings(case.store)
 
 
 def on_store(backend: str, prepare: Callable[[Case], None] = lambda case: None, make: type[Case] = Case) -> Callable[[], Any]:
@@ -149,7 +177,7 @@ def killed_in(case: Case, body: Callable[[Attachment], None]) -> None:
 
 @backends
 @points
-def test_transaction(backend: str, every: int) -> None:
+def test_transaction(backend: str, every: int, everywhere: Everywhere) -> None:
     """A section with a transaction of two words: both change or neither, and the next one gets in."""
 
     def words(store: Attachment) -> tuple[int, int]:
@@ -172,7 +200,7 @@ def test_transaction(backend: str, every: int) -> None:
         values = {case.store.w[word] for word in words(case.store)}
         return sound(case) + [f"half a transaction: {values}" for _ in [0] if len(values) != 1]
 
-    kill_everywhere(on_store(backend), operation, verify, every=every)
+    everywhere(on_store(backend), operation, verify, every=every)
 
 
 def die_in_commit(store: Attachment, *numbers: int) -> None:
@@ -238,15 +266,15 @@ def recover_after(event: str) -> Callable[[Case, Fault], None]:
 @backends
 @points
 @pytest.mark.parametrize("make", [Recovering, RecoveringTwo], ids=["one", "outer-too"])
-def test_recovery_of_a_mutex(backend: str, every: int, make: type[Case]) -> None:
+def test_recovery_of_a_mutex(backend: str, every: int, make: type[Case], everywhere: Everywhere) -> None:
     """The recoverer of a mutex whose holder died in a transaction dies, too: it is rolled back all the same."""
-    kill_everywhere(on_store(backend, make=make), recover_after("death_in_commit"), rolled_back, every=every)
+    everywhere(on_store(backend, make=make), recover_after("death_in_commit"), rolled_back, every=every)
 
 
 @points
-def test_recovery_of_a_lost_token(every: int) -> None:
+def test_recovery_of_a_lost_token(every: int, everywhere: Everywhere) -> None:
     """The recoverer of a token that died with its taker dies, too."""
-    kill_everywhere(on_store("generation", make=Recovering), recover_after("lost_token"), sound, every=every)
+    everywhere(on_store("generation", make=Recovering), recover_after("lost_token"), sound, every=every)
 
 
 # ---- locks
@@ -255,7 +283,7 @@ def test_recovery_of_a_lost_token(every: int) -> None:
 @backends
 @points
 @pytest.mark.parametrize("kind", [0, REC_WRITER, REC_WRITER | REC_DIRTY], ids=["shared", "exclusive", "dirty"])
-def test_lock_and_unlock(backend: str, every: int, kind: int) -> None:
+def test_lock_and_unlock(backend: str, every: int, kind: int, everywhere: Everywhere) -> None:
     """A lock taken at once and given back."""
 
     def operation(case: Case, fault: Fault) -> None:
@@ -263,7 +291,7 @@ def test_lock_and_unlock(backend: str, every: int, kind: int) -> None:
         fault.arm(store)
         unlock(store, lock(store, NODE, kind))
 
-    kill_everywhere(on_store(backend), operation, sound, every=every)
+    everywhere(on_store(backend), operation, sound, every=every)
 
 
 @backends
@@ -283,7 +311,7 @@ def test_only_a_dirty_hold_abandons(backend: str, kind: int) -> None:
 @backends
 @points
 @pytest.mark.parametrize(("held", "kind"), [("hold_shared", REC_WRITER), ("hold_exclusive", 0)], ids=["writer", "reader"])
-def test_queue_and_be_granted(backend: str, every: int, held: str, kind: int) -> None:
+def test_queue_and_be_granted(backend: str, every: int, held: str, kind: int, everywhere: Everywhere) -> None:
     """A request that waits for the peer's hold and gets it when the peer lets go."""
 
     def operation(case: Case, fault: Fault) -> None:
@@ -292,12 +320,12 @@ def test_queue_and_be_granted(backend: str, every: int, held: str, kind: int) ->
         fault.arm(store)
         unlock(store, lock(store, NODE, kind))
 
-    kill_everywhere(on_store(backend, lambda case: getattr(case, held)()), operation, sound, every=every)
+    everywhere(on_store(backend, lambda case: getattr(case, held)()), operation, sound, every=every)
 
 
 @backends
 @points
-def test_queue_and_time_out(backend: str, every: int) -> None:
+def test_queue_and_time_out(backend: str, every: int, everywhere: Everywhere) -> None:
     """A request that waits for the peer's hold in vain; a reader behind it must not be left waiting."""
 
     def operation(case: Case, fault: Fault) -> None:
@@ -307,16 +335,19 @@ def test_queue_and_time_out(backend: str, every: int) -> None:
             unlock(store, lock(store, NODE, REC_WRITER, 0.003))
 
     class Held(Case):
+        def company(self) -> None:
+            self.tasks.append(Task(lambda: unlock(self.store, lock(self.store, NODE))))
+
         def again(self, number: int) -> None:
             unlock(self.store, lock(self.store, NODE, 0, DEADLINE_S))  # shared with the peer's own hold
             super().again(number)
 
-    kill_everywhere(on_store(backend, lambda case: case.hold_shared(), Held), operation, sound, every=every)
+    everywhere(on_store(backend, lambda case: case.hold_shared(), Held), operation, sound, every=every)
 
 
 @backends
 @points
-def test_shared_again_past_a_writer(backend: str, every: int) -> None:
+def test_shared_again_past_a_writer(backend: str, every: int, everywhere: Everywhere) -> None:
     """A thread that holds a node shared gets it again while the peer's writer waits; the writer gets it in the end."""
 
     def operation(case: Case, fault: Fault) -> None:
@@ -328,7 +359,7 @@ def test_shared_again_past_a_writer(backend: str, every: int) -> None:
         unlock(store, second)
         unlock(store, first)
 
-    kill_everywhere(on_store(backend), operation, sound, every=every)
+    everywhere(on_store(backend), operation, sound, every=every)
 
 
 # ---- reaping, joining, leaving
@@ -350,7 +381,7 @@ def leave_a_dead_one(case: Case) -> None:
 
 @backends
 @points
-def test_reaping(backend: str, every: int) -> None:
+def test_reaping(backend: str, every: int, everywhere: Everywhere) -> None:
     """The reaper of a dead participant dies, too."""
 
     def operation(case: Case, fault: Fault) -> None:
@@ -363,12 +394,12 @@ def test_reaping(backend: str, every: int) -> None:
         def dead_one(self) -> None:
             leave_a_dead_one(self)
 
-    kill_everywhere(on_store(backend, make=Reaped), operation, sound, every=every)
+    everywhere(on_store(backend, make=Reaped), operation, sound, every=every)
 
 
 @backends
 @points
-def test_joining_on_a_dead_ones_slot(backend: str, every: int) -> None:
+def test_joining_on_a_dead_ones_slot(backend: str, every: int, everywhere: Everywhere) -> None:
     """The new tenant of a dead participant's slot dies while it cleans up."""
 
     def operation(case: Case, fault: Fault) -> None:
@@ -376,11 +407,11 @@ def test_joining_on_a_dead_ones_slot(backend: str, every: int) -> None:
         store = attachment.attach(case.name)
         assert store.slot == 1
 
-    kill_everywhere(on_store(backend, leave_a_dead_one), operation, sound, every=every)
+    everywhere(on_store(backend, leave_a_dead_one), operation, sound, every=every)
 
 
 @points
-def test_joining_after_a_death_in_a_section(every: int) -> None:
+def test_joining_after_a_death_in_a_section(every: int, everywhere: Everywhere) -> None:
     """The new tenant dies while it recovers a mutex that its predecessor held."""
 
     def prepare(case: Case) -> None:
@@ -390,12 +421,12 @@ def test_joining_after_a_death_in_a_section(every: int) -> None:
         fault.arm(None)
         attachment.attach(case.name)
 
-    kill_everywhere(on_store("generation", prepare, Recovering), operation, rolled_back, every=every)
+    everywhere(on_store("generation", prepare, Recovering), operation, rolled_back, every=every)
 
 
 @backends
 @points
-def test_leaving(backend: str, every: int) -> None:
+def test_leaving(backend: str, every: int, everywhere: Everywhere) -> None:
     """A participant dies while it leaves; its slot can be used again."""
 
     def operation(case: Case, fault: Fault) -> None:
@@ -404,7 +435,7 @@ def test_leaving(backend: str, every: int) -> None:
         fault.arm(store)
         attachment.release(store)
 
-    kill_everywhere(on_store(backend), operation, sound, every=every)
+    everywhere(on_store(backend), operation, sound, every=every)
 
 
 # ---- creating and destroying
@@ -418,6 +449,7 @@ class Making:
         self.name = fresh_name()
         self.uuid = uuid.uuid4()
         self.marks = [self.name, self.uuid.hex]
+        self.messages: list[str] = []
         self.findings: list[str] = []
 
     def create(self) -> Attachment:
@@ -430,6 +462,18 @@ class Making:
             return self.create()
         finally:
             uuid.uuid4 = before
+
+    def meanwhile(self, _pid: int) -> None:
+        """It is there and can be attached, or it is not there, or it is being created or attached: said by the deadline."""
+        before, attachment.WAIT_FOR_CREATOR_S = attachment.WAIT_FOR_CREATOR_S, SHORT_S
+        try:
+            attachment.release(attachment.attach(self.name))
+        except (FileNotFoundError, MFSUnfinishedStoreError):
+            pass
+        except MFSStoreBusyError as error:
+            assert "attaching" in str(error)  # noqa: PT017
+        finally:
+            attachment.WAIT_FOR_CREATOR_S = before
 
     def again(self, _number: int) -> None:
         """Create it, unless it stands; use it; destroy it."""
@@ -465,14 +509,14 @@ def gone(case: Making) -> list[str]:
 
 @backends
 @points
-def test_creating(backend: str, every: int) -> None:
+def test_creating(backend: str, every: int, everywhere: Everywhere) -> None:
     """The creator dies: the next one makes the store anew, and nothing of the first is left over."""
 
     def operation(case: Making, fault: Fault) -> None:
         fault.arm(None)
         case.create_first()
 
-    kill_everywhere(lambda: making(backend, made=False), operation, gone, every=every)
+    everywhere(lambda: making(backend, made=False), operation, gone, every=every, company=False)
 
 
 @pytest.mark.parametrize(
@@ -483,11 +527,11 @@ def test_creating(backend: str, every: int) -> None:
     ],
 )
 @points
-def test_destroying(backend: str, every: int) -> None:
+def test_destroying(backend: str, every: int, everywhere: Everywhere) -> None:
     """The destroyer dies: whoever destroys or creates the store next leaves nothing of the old one."""
 
     def operation(case: Making, fault: Fault) -> None:
         fault.arm(None)
         attachment.destroy(case.name)
 
-    kill_everywhere(lambda: making(backend, made=True), operation, gone, every=every)
+    everywhere(lambda: making(backend, made=True), operation, gone, every=every, company=False)

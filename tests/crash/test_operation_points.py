@@ -4,7 +4,10 @@ Afterwards somebody else is in the store: what is there is what was before the o
 file that was being written) what was before with that file marked abandoned; `check` finds nothing, everything can be
 locked, and the quota is what the files cost.
 
-A case is made afresh for each point. The test's own process is the peer: attached before, it lives on.
+A case is made afresh for each point. The test's own process is the peer: attached before, it lives on. Each point is tried
+twice: the victim dies alone, and in the company of threads of the peer. One of them reads all files without a lock, from
+the beginning of the operation; others want, when the victim is about to die, every file and the tree, and so run into what
+the victim holds. Each of them must come to its end, and whatever they read is what was before or what is after.
 """
 
 from __future__ import annotations

@@ -186,6 +186,8 @@ def test_directories_of_the_dead(fs: MemoryFileSystem) -> None:
         store.tree.look_up([*parts, b"x"])
     assert not fs.exists("/d/e/x")
     assert store.tree.look_up([*parts, b"x"])[0] == 0
+
+
 def test_creating_where_a_directory_went(other: MemoryFileSystem) -> None:
     """A directory that is in the way of a file is no file that exists; when it has gone, the file is created."""
     with after_finding(other, lambda: other.rmtree("/d"), "create"):
