@@ -340,7 +340,7 @@ def take_back(fs: MemoryFileSystem, first: int, known: Known) -> tuple[Read | No
                 assert store.w[W_BACKEND] == BACKEND_OFD or store.recovery.recover(mutex.number, None)
         elif first == CHECK:
             findings = [f"before reaping: {finding}" for finding in fs.check()]
-        store.relieve()  # for shortness: who needs what the dead hold takes it back
+        store.relieve(None)  # for shortness: who needs what the dead hold takes it back
     return read, findings
 
 
