@@ -7,13 +7,13 @@ file, and a `threading.Lock` among the threads of this process.
 
     q0  generation even and its semaphore has a token: nothing is wrong
     q1  a living participant claims the generation: busy, not broken
-        the dead claimer of k > 0 also claims m[0]: recover m[0] first, for its journal may hold words of k's domain
     q2  see that the semaphore of the next generation exists with exactly one token (no room: MFSNoSpaceError, nothing done)
     q3  generation = g + 1            REVOKE: no claim of g can become valid any more
     q4  membarrier                    every claim of g stored so far can be seen
     q5  who claims g? at most one
     q6  a living one: generation = g, busy          ABORT
-    q7  a dead one: roll its journal back, clear its claim
+    q7  a dead one: if it also claims m[0] (and k > 0), recover m[0], whose journal may hold words of k's domain; roll the
+        journal back, clear the claim. Not before q3: until then it may still claim, change and die.
     q8  generation = g + 2            COMMIT
     q9  wake those who sleep on the old semaphore, unlink it, make a spare
 
@@ -161,11 +161,8 @@ class Recovery:
         if w[at] == g and self._has_token(number, g):  # q0
             return True
         claimer = self._claimer(number, g)
-        if claimer is not None:  # q1
-            if not self._is_dead(claimer):
-                return self._abort(at, g)
-            if number and w[self._claim_at(claimer, 0)] == w[generation_at(0)] & ~1:
-                self._recover(0)
+        if claimer is not None and not self._is_dead(claimer):  # q1
+            return self._abort(at, g)
         self._provide(number, g + 2)  # q2
         w[at] = g + 1  # q3
         membarrier()  # q4
@@ -173,7 +170,9 @@ class Recovery:
         if claimer is not None:
             if not self._is_dead(claimer):
                 return self._abort(at, g)  # q6
-            roll_back(w, journal_at(number))  # q7
+            if number and w[self._claim_at(claimer, 0)] == w[generation_at(0)] & ~1:  # q7
+                self._recover(0)
+            roll_back(w, journal_at(number))
             w[self._claim_at(claimer, number)] = NO_CLAIM
         w[at] = g + 2  # q8
         w[RECOVERIES] = w[RECOVERIES] + 1

@@ -34,10 +34,12 @@ from dmemfs_shm.store.layout import (
     RECOVERIES,
     S_CLAIM,
     generation_at,
+    journal_at,
 )
-from dmemfs_shm.store.recovery import SPARES
+from dmemfs_shm.store.recovery import SPARES, Recovery
+from dmemfs_shm.store.section import Section
 
-from ..crash.harness import short_slices, watched
+from ..crash.harness import WordBuffer, instrument, short_slices, watched
 from ..lockstore import (
     BOTH,
     give_back,
@@ -470,6 +472,51 @@ def test_stopped_revoker(generations: Attachment, monkeypatch: pytest.MonkeyPatc
         inside(store, K, lambda: during.append(store.w[at]))
         assert during[-1] == (0 if in_time else 2)
         assert sound(store) == []
+
+
+def change_under_both_and_die(link: Link, name: str) -> None:
+    """Enter m[0] and m[K], wait between the token of the latter and its claim, and die in the middle of a transaction."""
+    store = attachment.attach(name)
+    claim, created = store.layout.slot_at(store.slot) + S_CLAIM + K, store.layout.node_at(NODE) + N_CREATED
+
+    class Paused(WordBuffer):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            if key == claim and value != NO_CLAIM:
+                link.send("has the token")
+                link.recv()
+            if key == journal_at(0) and value == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.words[key] = value
+
+    instrument(store, lambda words: Paused(words, lambda _: None))
+
+    def step(section: Section) -> None:
+        section.enter(NODE)
+        section.plan[created] = 1234
+
+    store.sections.run(step)
+
+
+def test_suspected_before_its_claim_and_dead_after_it(generations: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is first seen to claim m[K] when it is revoked has its claim of m[0] looked at then, whose journal is about m[K]."""
+    store = generations
+    created = store.layout.node_at(NODE) + N_CREATED
+    provide = Recovery._provide
+    with child("fork", change_under_both_and_die, store.name) as running:
+        assert running.receive() == "has the token"
+
+        def late(self: Recovery, number: int, generation: int) -> None:
+            if not running.process.exitcode:
+                running.send("go on")
+                running.join()
+            provide(self, number, generation)
+
+        monkeypatch.setattr(Recovery, "_provide", late)
+        assert store.recovery.recover(K, None)
+        seen: list[int] = []
+        inside(store, K, lambda: seen.append(store.w[created]), 10)
+        assert seen == [0]
+    assert sound(store) == []
 
 
 # ---- a gate that was left shut
