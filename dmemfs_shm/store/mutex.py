@@ -52,6 +52,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import posix_ipc
@@ -100,15 +101,17 @@ _serials = itertools.count(1)
 class Thread:
     """What we know of a thread: a number that is never used again in this process, and whether it is in a section.
 
-    ``word`` is the serial and the kernel's thread id in one word, for lock records.
+    ``word`` is the serial and the kernel's thread id in one word, for lock records. ``gone``: it left a section without
+    leaving its mutexes, and goes by another `Thread` since; the same *word* is given to that.
     """
 
-    __slots__ = ("ident", "inside", "word")
+    __slots__ = ("gone", "ident", "inside", "word")
 
-    def __init__(self) -> None:
+    def __init__(self, word: int = 0) -> None:
         self.ident = threading.get_ident()
-        self.word = (next(_serials) & 0xFFFFFFFF) << 32 | threading.get_native_id()
+        self.word = word or (next(_serials) & 0xFFFFFFFF) << 32 | threading.get_native_id()
         self.inside = False
+        self.gone = False
 
 
 class Threads(threading.local):
@@ -129,7 +132,10 @@ class Threads(threading.local):
                 raise MFSReentrantCallError(
                     "A signal handler or finaliser used the filesystem inside one of its critical sections."
                 )
-            thread.inside = False  # left behind by two exceptions in a row; the gate is mended when it is found shut
+            # Two exceptions in a row left a section as it was. Whoever finds its gates shut mends them, perhaps this very
+            # moment; to be another thread to them makes us wait for that like anybody else.
+            thread.gone = True
+            self.thread = thread = Thread(thread.word)
         return thread
 
 
@@ -211,19 +217,26 @@ class Mutex:
         self._give_token()
         del self._gate[0]
 
-    def abandon(self, thread: Thread) -> None:
+    def abandon(self, thread: Thread, inner: Iterable[Mutex] = ()) -> None:
         """Leave after an exception, wherever it came: roll back what is open, give back what is ours. Idempotent.
 
-        It must come to its end: a claim that it left standing nobody else may clear. So a further asynchronous exception
-        makes it start again, and is raised afterwards.
+        *inner*: the mutexes entered inside this one; they stay ours until its journal, which may be about them, is rolled
+        back. It must come to its end: a claim that it left standing nobody else may clear. So a further asynchronous
+        exception makes it start again, and is raised afterwards.
         """
         interruption: BaseException | None = None
-        for _ in range(ABANDON_TRIES):
-            try:
-                self._abandon(thread)
-                break
-            except BaseException as error:  # noqa: BLE001  (it is raised below)
-                interruption = error
+        left = True
+        for mutex in (self, *inner):
+            for _ in range(ABANDON_TRIES):
+                try:
+                    mutex._abandon(thread)
+                    break
+                except BaseException as error:  # noqa: BLE001  (it is raised below)
+                    interruption = error
+            else:
+                left = False
+        if left:
+            thread.inside = False
         if interruption is not None:
             raise interruption
 
@@ -242,7 +255,6 @@ class Mutex:
             else:
                 self._give_back(claim, deadline)
             self._gate.pop(0, None)
-        thread.inside = False
 
     def _give_back(self, claim: int, deadline: float | None) -> None:
         """Our claim stands: roll back and unclaim if it is valid, only unclaim if its generation is gone.
@@ -447,7 +459,6 @@ class OfdMutex(Mutex):
             self.outer.acquire(thread, timeout)
         finally:
             self.outer._abandon(thread)
-            thread.inside = True
         self.acquire(thread, timeout)
 
     def _wait_for_byte(self, locks: ByteLocks, timeout: float | None) -> None:
@@ -489,7 +500,6 @@ class OfdMutex(Mutex):
                 self.w[self._claim_at] = NO_CLAIM
                 self.participants.locks.unlock(LB_MUTEX + self.number)
             self._gate.pop(0, None)
-        thread.inside = False
 
 
 def _deadline(timeout: float | None) -> float | None:
@@ -499,9 +509,12 @@ def _deadline(timeout: float | None) -> float | None:
 def in_section(thread: Thread) -> bool:
     """Whether the thread, which says it is inside a section, really is.
 
-    A section is straight code of this folder, so a frame of this folder must be on its stack. On our own stack the frames
-    of the present call come first; below them is whatever a signal handler or finaliser interrupted.
+    One that is gone is not, whatever it is doing. A section is straight code of this folder, so a frame of this folder must
+    be on its stack. On our own stack the frames of the present call come first; below them is whatever a signal handler or
+    finaliser interrupted.
     """
+    if thread.gone:
+        return False
     frame = sys._current_frames().get(thread.ident)
     if thread.ident == threading.get_ident():
         while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):

@@ -173,7 +173,7 @@ class FileLocks:
         mutex = self.mutexes[1 + node % INODE_MUTEXES]
         thread = self.threads.thread
         if thread.inside:
-            self.threads.enter()
+            thread = self.threads.enter()
         w[record + R_THREAD] = thread.word
         w[record + R_SINCE] = time.time_ns()
         try:
@@ -214,7 +214,7 @@ class FileLocks:
         mutex = self.mutexes[1 + node % INODE_MUTEXES]
         thread = self.threads.thread
         if thread.inside:
-            self.threads.enter()
+            thread = self.threads.enter()
         posts: list[int] | None = None
         try:
             mutex.acquire(thread, self.store.patience)

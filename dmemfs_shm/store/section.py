@@ -117,11 +117,7 @@ class Section:
 
     def abandon(self) -> None:
         """After an exception: m[0] first, whose roll-back may concern the domains of the others, still ours."""
-        try:
-            self._sections.mutexes[0].abandon(self.thread)
-        finally:
-            for mutex in self._inner:
-                mutex.abandon(self.thread)
+        self._sections.mutexes[0].abandon(self.thread, self._inner)
 
 
 class Sections:

@@ -29,6 +29,7 @@ from dmemfs_shm.store.layout import (
     N_CREATED,
     N_MODIFIED,
     NO_CLAIM,
+    QUEUED,
     REC_STATE,
     REC_WRITER,
     RECOVERIES,
@@ -537,6 +538,63 @@ def test_thread_that_vanished(store: Attachment) -> None:
     seen: list[int] = []
     inside(store, K, lambda: seen.append(store.w[at + N_CREATED]), 10)
     assert seen == [17]
+    assert sound(store) == []
+
+
+def test_thread_that_comes_back_while_its_gate_is_mended(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits like anybody else: what is rolled back and given up for it is not what it holds by then."""
+    each, abandon_for, undo = store.mutexes[K], mutex.Mutex._abandon_for, mutex.roll_back
+    left, back, entered, mended = (threading.Event() for _ in range(4))
+    mender = threading.get_ident()
+
+    def vanish_and_return() -> None:
+        each.acquire(store.threads.enter())
+        left.set()
+        assert back.wait(60)
+
+        def body() -> None:
+            entered.set()
+            assert mended.wait(60)
+            assert each._gate[0] is store.threads.thread, "its gate was opened under it"
+            assert store.w[store.layout.slot_at(store.slot) + S_CLAIM + K] != NO_CLAIM, "its claim is gone"
+
+        inside(store, K, body, 10)
+
+    def midway(words: Any, at: int) -> bool:
+        if threading.get_ident() == mender and not back.is_set():
+            back.set()
+            until(lambda: entered.is_set() or len(each._waiting) > 1, "it is in, or waits behind us")
+        return undo(words, at)
+
+    def mend(self: mutex.Mutex, other: mutex.Thread) -> None:
+        abandon_for(self, other)
+        mended.set()
+
+    monkeypatch.setattr(mutex, "roll_back", midway)
+    monkeypatch.setattr(mutex.Mutex, "_abandon_for", mend)
+    task = Task(vanish_and_return)
+    assert left.wait(60)
+    inside(store, K, lambda: None, 10)
+    task.result()
+    assert sound(store) == []
+
+
+def test_gate_left_shut_by_a_thread_that_waits_elsewhere(store: Attachment) -> None:
+    """It does not keep others out for as long as it is busy with something else."""
+    left = threading.Event()
+    record = lock(store, NODE + 1, REC_WRITER)
+
+    def vanish_and_wait() -> None:
+        store.mutexes[K].acquire(store.threads.enter())
+        left.set()
+        unlock(store, lock(store, NODE + 1, REC_WRITER))
+
+    task = Task(vanish_and_wait)
+    assert left.wait(60)
+    until(lambda: any(hold.state == QUEUED for hold in store.rw.holds(NODE + 1)), "it waits")
+    inside(store, K, lambda: None, 10)
+    unlock(store, record)
+    task.result()
     assert sound(store) == []
 
 
