@@ -320,8 +320,6 @@ class Mutex:
         """a1 and a2 the slow way; the generation whose token was taken."""
         deadline = _deadline(timeout)
         busy, patience = 0, SLICE_S
-        if self.w[self._claim_at] != NO_CLAIM:  # left behind by this process when two exceptions in a row hit a section
-            self._give_back(self.w[self._claim_at], deadline)
         while True:
             if self.w[W_STATE] != STATE_READY:
                 raise MFSStoreGoneError("The store was destroyed.")
