@@ -320,11 +320,11 @@ def stages(found: State, states: Sequence[State], written: Sequence[Collection[s
 def replay_recoveries(film: Film, part: int, where: str) -> tuple[int, int]:
     """Let the survivors of a film be killed as well: how many prefixes there were, and prefixes of recoveries.
 
-    Either all of the latter, of a part of the former; or of each of the former one in RECOVERY_PART, for those of its
+    Either half of the latter, of a part of the former; or of each of the former one in RECOVERY_PART, for those of its
     neighbours are much the same.
     """
     chance = random.Random(f"{SEED} {where}")
-    rate = RECOVERY_PART if part == 1 else 1
+    rate = RECOVERY_PART if part == 1 else 2
     film = film.with_paths_of([outcome(film, number, where).state for number in (0, *film.done)])
     chosen, count = sample(len(film.pictures), part), 0
     for number in chosen:
