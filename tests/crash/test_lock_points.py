@@ -68,7 +68,7 @@ def everywhere(request: pytest.FixtureRequest, record_property: Callable[[str, o
         if request.param == "killed":
             record_property(KILL_POINTS, kill_everywhere(setup, operation, verify, every=every, company=company))
         else:
-            record_property(STOP_POINTS, stop_everywhere(setup, operation, verify, every=3 * every if every > 1 else 1))
+            record_property(STOP_POINTS, stop_everywhere(setup, operation, verify, every=10 * every if every > 1 else 1))
 
     return strike
 

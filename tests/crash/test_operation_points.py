@@ -12,7 +12,9 @@ the victim holds. Each of them must come to its end, and whatever they read is w
 
 from __future__ import annotations
 
+import itertools
 import os
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +22,10 @@ import pytest
 
 from ..figures import KILL_POINTS
 from ..lockstore import BOTH
-from .harness import kill_everywhere, run_child, short_slices
+from .harness import SEED, kill_everywhere, run_child, short_slices
 from .operations import OPERATIONS, Operation, State, run, setup_of, verdict
 
 pytestmark = pytest.mark.crash
-
-EVERY = [pytest.param(30, id="a-part"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 
 
 def what_comes_of(operation: Operation, setup: Callable[[], Any]) -> State:
@@ -38,9 +38,17 @@ def what_comes_of(operation: Operation, setup: Callable[[], Any]) -> State:
         return state
 
 
-@pytest.mark.parametrize("backend", BOTH)
-@pytest.mark.parametrize("every", EVERY)
-@pytest.mark.parametrize("name", OPERATIONS)
+def cases() -> list[Any]:
+    """Every operation on both backends. In `make test` some points of each, but of few with OFD locks."""
+    found = []
+    for name, backend in itertools.product(OPERATIONS, BOTH):
+        if backend == "generation" or not zlib.crc32(f"{name} {SEED}".encode()) % 4:
+            found.append(pytest.param(name, 30, backend, id=f"{name}-a-part-{backend}"))
+        found.append(pytest.param(name, 1, backend, id=f"{name}-all-{backend}", marks=pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize(("name", "every", "backend"), cases())
 def test_operation(name: str, every: int, backend: str, record_property: Callable[[str, object], None]) -> None:
     """Before, after, or (a file being written) abandoned; sound; all locks free; the quota exact."""
     operation = OPERATIONS[name]
