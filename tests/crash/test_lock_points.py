@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,7 +48,7 @@ from ..lockstore import (
     unlock,
 )
 from ..processes import DEADLINE_S, Task, until
-from .harness import SHORT_S, Everywhere, Fault, enter_all, kill_everywhere, stop_everywhere
+from .harness import RUN_INTO_S, SHORT_S, Everywhere, Fault, enter_all, kill_everywhere, sections_of, stop_everywhere
 
 pytestmark = pytest.mark.crash
 
@@ -175,6 +176,26 @@ def killed_in(case: Case, body: Callable[[Attachment], None]) -> None:
 # ---- the mutex
 
 
+class Contested(Case):
+    """The peer is inside the mutex when the stopped one goes on, unless that is inside itself."""
+
+    def words(self) -> tuple[int, int]:
+        at = self.store.layout.node_at(NODE)
+        return self.store.w[at + N_CREATED], self.store.w[at + N_MODIFIED]
+
+    def meanwhile(self, pid: int) -> None:
+        super().meanwhile(pid)
+        if sections_of(self.store, pid).isdisjoint((K, "R")):
+            inside(self.store, K, lambda: self._let_go_on(pid), DEADLINE_S)
+
+    def _let_go_on(self, pid: int) -> None:
+        before = self.words()
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(2 * RUN_INTO_S)
+        if self.words() != before:
+            self.refusals.append("it went on into a mutex that is not its own any more")
+
+
 @backends
 @points
 def test_transaction(backend: str, every: int, everywhere: Everywhere) -> None:
@@ -200,7 +221,7 @@ def test_transaction(backend: str, every: int, everywhere: Everywhere) -> None:
         values = {case.store.w[word] for word in words(case.store)}
         return sound(case) + [f"half a transaction: {values}" for _ in [0] if len(values) != 1]
 
-    everywhere(on_store(backend), operation, verify, every=every)
+    everywhere(on_store(backend, make=Contested), operation, verify, every=every)
 
 
 def die_in_commit(store: Attachment, *numbers: int) -> None:
