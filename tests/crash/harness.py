@@ -123,6 +123,16 @@ def instrument(store: Any, make: Callable[[Any], WordBuffer]) -> WordBuffer:
     return buffer
 
 
+@contextlib.contextmanager
+def attaching(make: Callable[[Any], WordBuffer]) -> Iterator[None]:
+    """Stores that are created or attached in this block reach their words through make(words), from the first one on."""
+    attachment.memoryview = lambda thing: _View(thing, make)  # type: ignore[attr-defined]  # found before the built-in one
+    try:
+        yield
+    finally:
+        del attachment.memoryview  # type: ignore[attr-defined]
+
+
 def _places(thing: Any, words: Any, seen: set[int]) -> Iterator[tuple[Any, str]]:
     """(object, attribute) of every reference to the words that leads from *thing* through objects of the package."""
     if id(thing) in seen:
@@ -353,7 +363,7 @@ class Fault:
     def arm(self, *stores: Attachment | None) -> None:
         """From here on every point counts: of these stores, or (None) of one that is about to be created or attached."""
         wrapper = self._stack.enter_context(system_calls(self.point, self._wait))
-        attachment.memoryview = self._memoryview  # type: ignore[attr-defined]  # found before the built-in one
+        self._stack.enter_context(attaching(lambda words: WordBuffer(words, self.point)))
         for store in stores:
             if store is not None:
                 instrument(store, lambda words: WordBuffer(words, self.point))
@@ -367,7 +377,6 @@ class Fault:
         self.point("end")
         self.armed = False
         self._stack.close()
-        vars(attachment).pop("memoryview", None)
 
     def ask(self, request: str) -> None:
         """Let the test do something, and wait until it is done."""
@@ -383,20 +392,17 @@ class Fault:
         waits, self.waits = self.waits, lambda: None
         waits()
 
-    def _memoryview(self, thing: Any) -> Any:
-        return _View(thing, self.point)
-
 
 class _View:
     """Stands in for memoryview(mapping) while a store is created or attached."""
 
-    def __init__(self, thing: Any, event: Callable[[str], None]) -> None:
+    def __init__(self, thing: Any, make: Callable[[Any], WordBuffer]) -> None:
         self.view = memoryview(thing)
-        self.event = event
+        self.make = make
 
     def cast(self, form: str) -> Any:
         words = self.view.cast(form)
-        return words if words.readonly else WordBuffer(words, self.event)
+        return words if words.readonly else self.make(words)
 
 
 class _Link:
