@@ -359,17 +359,18 @@ class MemoryFileSystem:
         timeout = self._timeout if lock_timeout is None else _check_timeout(lock_timeout)
         found = store.names.files.get(path)  # type: ignore[arg-type]
         rw = store.rw
-        record = rw.lease()
+        held = [rw.lease()]
+        record = held[0].word
         try:
             created = False
             if found is None or mode == "xb" or not rw.lock(*found, record, kind, timeout):
                 found, created = self._open_slowly(store, path, mode, record, kind, timeout)
             if not created and (mode == "wb" or store.w[rw.nodes_at + found[0] * NODE_WORDS] & LOCK_ABANDONED):
                 self._begin(store, found, path, mode, allow_abandoned)
-            handle = MemoryFileHandle(self, store, found[0], record, os.fspath(path), mode)
+            handle = MemoryFileHandle(self, store, found[0], held, os.fspath(path), mode)
         except BaseException:
-            if store.state == STATE_READY:
-                store.rw.give_back(record)
+            if held and store.state == STATE_READY:
+                rw.give_back(held.pop())
             raise
         self._handles[record] = weakref.ref(handle)
         if preallocate > 0:
@@ -471,9 +472,10 @@ class MemoryFileSystem:
             store.names.files.pop(parsed.text, None)
         pin, run, size = pinned
         if not run:
-            return make_view(store, None, 0, 0, pin)
+            store.content.leases.free.append(pin)
+            return make_view(None, 0, 0, pin)
         segment, offset = store.arenas.locate(run)
-        return make_view(store, segment, offset, size, pin)
+        return make_view(segment, offset, size, pin)
 
     # ---- names
 

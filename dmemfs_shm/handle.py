@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .filesystem import MemoryFileSystem
     from .store.arenas import Piece
     from .store.attachment import Attachment
+    from .store.lease import Lease
 
 _NOT_READABLE = frozenset(("wb", "ab", "xb"))
 
@@ -55,6 +56,7 @@ class MemoryFileHandle(io.RawIOBase):
         "_closed",
         "_dirty",
         "_fs",
+        "_held",
         "_mm",
         "_mode",
         "_node",
@@ -70,14 +72,15 @@ class MemoryFileHandle(io.RawIOBase):
         "_writable",
     )
 
-    def __init__(self, fs: MemoryFileSystem, store: Attachment, node: int, record: int, path: str, mode: str) -> None:
-        """Take over a held lock record. Do not call: `MemoryFileSystem.open` does."""
+    def __init__(self, fs: MemoryFileSystem, store: Attachment, node: int, held: list[Lease], path: str, mode: str) -> None:
+        """Take over a lock record that is held, its lease in a list. Do not call: `MemoryFileSystem.open` does."""
         self._fs = fs
         self._store = store
         self._w = store.w
         self._node = node
         self._at = at = store.tree.nodes_at + node * NODE_WORDS
-        self._record = record
+        self._held = held  # whoever takes the lease out ends the hold
+        self._record = held[0].word
         self._path = path
         self._mode = mode
         self._pos = 0
@@ -423,14 +426,22 @@ class MemoryFileHandle(io.RawIOBase):
 
     def close(self) -> None:
         """Give back the lock, and the blocks that the file does not need. Idempotent."""
-        if self._closed:
-            return
         self._closed = True
-        store, record = self._store, self._record
-        self._fs._handles.pop(record, None)
+        if not self._held:
+            return
+        store = self._store
         if store.forked or store.is_left or self._w[W_STATE] != STATE_READY:
             return
-        store.close_record(record)
+        self._fs._handles.pop(self._record, None)
+        try:
+            lease = self._held.pop()
+        except IndexError:  # a signal handler has closed it
+            return
+        try:
+            store.rw.give_back(lease, clears=True)
+        except BaseException:
+            store.work_off()  # once more, at once: others may be waiting for the file
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -439,15 +450,15 @@ class MemoryFileHandle(io.RawIOBase):
         self.close()
 
     def __del__(self) -> None:
-        """A handle that was not closed: a ResourceWarning, and a note for the next operation, which closes it."""
-        if getattr(self, "_closed", True):
+        """A handle that was not closed: a ResourceWarning. Its lease is lost with it: the next operation closes it."""
+        if getattr(self, "_closed", True) or not self._held:
             return
         self._closed = True
         store = self._store
         if store.forked or store.is_left:
             return
         self._fs._handles.pop(self._record, None)
-        store.rw.release_later(self._record)
+        store.rw.mark_dropped(self._record)
         warnings.warn(
             "MFS MemoryFileHandle was not closed properly. Always use 'with mfs.open(...) as f:' to ensure cleanup.",
             ResourceWarning,

@@ -2,7 +2,7 @@
 
 `View` is what `MemoryFileSystem.view` returns. It exports the buffer itself (a ctypes array over the arena's mapping), so
 that every buffer derived from it, a memoryview, a slice of one, a numpy or Arrow array, keeps it alive; when the last is
-gone, its finaliser leaves a note, and the next operation of the process gives the pin back. In a `with` it is a read-only
+gone, its lease is lost (see `lease`), and the next operation of the process gives the pin back. In a `with` it is a read-only
 memoryview; what was derived from that may outlive the block.
 
 (A memoryview itself would not do: its slices do not keep it alive, and leaving its `with` is an error while an array
@@ -26,15 +26,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .store.attachment import Attachment
+    from .store.lease import Lease
     from .store.segment import Segment
 
 
 class View:
     """A read-only look at a file's bytes, in place of a memoryview of format "B", which it is inside a `with`."""
 
-    _store: Attachment | None
-    _pin: int
+    _lease: Lease | None
     _lent: weakref.ref[memoryview] | None
     _released: bool
 
@@ -64,15 +63,7 @@ class View:
         """Stop looking. The pin goes at once unless something derived from the view lives, else with the last of it."""
         self._released = True
         if sys.getrefcount(self) <= _UNSEEN_REFERENCES:
-            self._unpin()
-
-    def _unpin(self) -> None:
-        store, self._store = self._store, None
-        if store is not None:
-            store.view_is_gone(self._pin)
-
-    def __del__(self) -> None:
-        self._unpin()
+            self._lease = None
 
     def __getattr__(self, name: str) -> Any:
         """Everything else that memoryviews have: readonly, nbytes, tobytes, cast, hex, ..."""
@@ -111,19 +102,17 @@ class View:
 @functools.lru_cache(maxsize=256)
 def _exporter(size: int) -> Any:
     return type(
-        "View", (View, ctypes.c_ubyte * size), {"__module__": __name__, "_store": None, "_lent": None, "_released": False}
+        "View", (View, ctypes.c_ubyte * size), {"__module__": __name__, "_lease": None, "_lent": None, "_released": False}
     )
 
 
-def make_view(store: Attachment, segment: Segment | None, offset: int, size: int, pin: int) -> View:
-    """A view of *size* bytes at *offset* of a mapped segment; takes over the pin record. An empty file has no segment."""
+def make_view(segment: Segment | None, offset: int, size: int, lease: Lease) -> View:
+    """A view of *size* bytes at *offset* of a mapped segment; takes over the pin. An empty file has no segment, and no pin."""
     kind = _exporter(size)
     if segment is None:
         return kind()  # type: ignore[no-any-return]
     view = kind.from_buffer(segment.mm, offset)
-    view._pin = pin
-    store.views.add(pin)
-    view._store = store
+    view._lease = lease
     return view  # type: ignore[no-any-return]
 
 

@@ -49,6 +49,7 @@ from dmemfs_shm.store.layout import (
     generation_at,
     journal_at,
 )
+from dmemfs_shm.store.lease import Lease
 
 BOTH = sorted(BACKENDS)
 GENERATION_OF_NODES = 1
@@ -111,7 +112,7 @@ def lock_store(backend: str = "generation", *, slots: int = 8, quota_bytes: int 
 
 def lock(store: Attachment, node: int, kind: int = 0, timeout: float | None = None) -> int:
     """Lock a node; the record that holds it. kind: 0 shared, REC_WRITER exclusive."""
-    record = store.rw.lease()
+    record = lease(store)
     try:
         same = store.rw.lock(node, GENERATION_OF_NODES, store.w[NAMESPACE], record, kind, timeout)
     except BaseException:
@@ -121,20 +122,33 @@ def lock(store: Attachment, node: int, kind: int = 0, timeout: float | None = No
     return record
 
 
+_leases: dict[tuple[str, int], Lease] = {}
+
+
+def lease(store: Attachment) -> int:
+    """A record, which tests know by its word."""
+    one = store.rw.lease()
+    _leases[store.name, one.word] = one
+    return one.word
+
+
+def forget(store: Attachment, record: int) -> None:
+    """Lose the lease of a record, as a finaliser does with what its object held."""
+    store.rw.mark_dropped(record)
+    del _leases[store.name, record]
+
+
 def give_back(store: Attachment, record: int) -> None:
-    """Return a record after an exception, whatever became of the request."""
-    store.rw.release_later(record)
+    """Return a record, whatever became of the request; no harm if it was returned already."""
+    one = _leases.pop((store.name, record), None)
+    if one is not None:
+        store.rw.give_back(one)
     store.work_off()
 
 
 def unlock(store: Attachment, record: int) -> None:
     """Unlock what `lock` locked."""
-    try:
-        store.rw.unlock(record)
-    except BaseException:
-        if record not in store.rw.free:
-            give_back(store, record)
-        raise
+    store.rw.give_back(_leases.pop((store.name, record)), clears=True)
 
 
 _INSIDE = """
@@ -146,7 +160,11 @@ def inside(store, number, body, timeout=None):
         body()
         mutex.release(thread)
     except BaseException:
-        mutex.abandon(thread)
+        try:
+            mutex.abandon(thread)
+        except BaseException:
+            mutex.abandon(thread)
+            raise
         raise
 """
 
@@ -197,7 +215,7 @@ def lock_findings(store: Attachment, *, all_free: bool = True) -> list[str]:
         found += [f"left behind: {hold}" for hold in store.rw.holds()]
         words = {node: store.w[store.layout.node_at(node) + N_LOCK] & ~LOCK_ABANDONED for node in range(2, NODE_STEP)}
         found += [f"node {node}: lock word {word:#x} at rest" for node, word in words.items() if word]
-    free = store.rw.free
+    free = [lease.word for lease in store.rw.free]
     if len(set(free)) != len(free):
         found.append(f"a record is twice in the free list: {sorted(free)}")
     found += [f"record {record} is in the free list and not free" for record in free if store.w[record] & REC_STATE]

@@ -22,7 +22,6 @@ import threading
 import time
 import uuid as uuids
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -77,9 +76,11 @@ from .layout import (
     PARAMS_BYTES_MAX,
     PARAMS_OFFSET,
     REAPS,
+    REC_STATE,
     RECORD_WORDS,
     ROOT,
     S_CLAIM,
+    S_INTENT,
     S_PID,
     S_RECORDS,
     SLOT_HEAD_WORDS,
@@ -204,7 +205,6 @@ class Attachment:
         self.patience: float | None = 30.0  # seconds that a release waits for a mutex whose holder is stopped
         # Orders this process's growth of its own tables; nothing shared. A signal handler may come in again.
         self.growing = threading.RLock()
-        self.dropped: deque[int] = deque()  # records whose release was left to the next operation
         self.slot = -1
         self.locks = ByteLocks(names.index_name(name, w[W_OWNER]), anchored=True)
         self._presence: segment.Anchor | None = None  # keeps the byte of our slot locked
@@ -217,15 +217,16 @@ class Attachment:
                 mutex.outer = self.mutexes[0] if mutex.number else None
         self.threads = Threads()
         self.rw = FileLocks(self)
+        self.dropped = self.rw.leases.lost  # whatever is in it is left to the next operation
         self.sections = Sections(self)
         self.blocks = Blocks(w, self.layout)
         self.arenas = Arenas(self, self.blocks)
         self.tree = Tree(self)
         self.content = Content(self, self.tree, self.blocks)
+        self.unpinned = self.content.leases.lost  # views that are gone, as `dropped`
         self.names = Namespace(self)
-        self.intending = threading.Lock()  # orders this process's operations that use the slot's intent word
-        self.unpinned: deque[int] = deque()  # pin records whose views are gone
-        self.views: set[int] = set()  # pin records of living views
+        self.intending = threading.RLock()  # orders this process's operations that use the slot's intent word
+        self.has_half_copy = False  # one of them failed and has left something
         self.wants_buckets = False
         self._life: segment.Anchor | None = None  # counts us among the users of a private store
         self._reaped: dict[int, int] = {}  # slot: the epoch whose tenant we have reaped
@@ -289,23 +290,6 @@ class Attachment:
             with contextlib.suppress(MFSNoSpaceError):
                 self.tree.grow_buckets()
         return result
-
-    def close_record(self, record: int) -> None:
-        """The end of a handle: `Namespace.finish`, or a note for the next operation if a stopped process is in the way."""
-        try:
-            self.names.finish(record)
-        except MFSStoreBusyError:
-            self.rw.release_later(record)
-        except BaseException:
-            if self.state == STATE_READY:
-                self.rw.release_later(record)
-            raise
-
-    def view_is_gone(self, pin: int) -> None:
-        """A finaliser's note: the last buffer derived from a view is gone."""
-        self.views.discard(pin)
-        if not self.forked and not self.is_left and self.pid == os.getpid():
-            self.unpinned.append(pin)
 
     def relieve_locks(self) -> None:
         """Before a lock is refused, and at each slice of a wait: our own finalisers' notes, then the dead.
@@ -393,10 +377,16 @@ class Attachment:
         """
         _attached.pop(self._key, None)
         self.is_left = True
-        clean = not (self.views or self.dropped or self.unpinned)
-        if self.slot >= 0 and not self.forked and clean and self.state == STATE_READY:
+        if self.slot >= 0 and not self.forked and self.state == STATE_READY and not self._holds_anything():
             self.w[self.layout.slot_at(self.slot) + S_PID] = 0
         self._close()
+
+    def _holds_anything(self) -> bool:
+        """Whether anything in the store is still ours: a lock, a pin, a half copy."""
+        w = self.w
+        if w[self.layout.slot_at(self.slot) + S_INTENT] or any(w[pin] for pin in self.content.leases.words()):
+            return True
+        return any(w[record] & REC_STATE for record in self.rw.leases.words())
 
     def _close(self) -> None:
         life, self._life = self._life, None
@@ -437,21 +427,26 @@ class Attachment:
         return count
 
     def work_off(self) -> None:
-        """Do what finalisers and failed closes left behind, and log what recovery did."""
-        while self.dropped:
-            record = self.dropped.popleft()
-            try:
-                self.rw.release_now(record)
-            except MFSStoreBusyError:
-                self.dropped.append(record)
-                break
-        while self.unpinned:
-            pin = self.unpinned.popleft()
-            try:
-                self.names.give_back_pin(pin)
-            except MFSStoreBusyError:
-                self.unpinned.append(pin)
-                break
+        """Do what finalisers and failed closes left behind, and log what recovery did.
+
+        None in ``dropped`` says that an exception ended something that gives back in steps: see that all of it is given back.
+        """
+        interrupted = None in self.dropped
+        try:
+            if self.dropped:
+                self.rw.work_off()
+            if self.unpinned:
+                self.content.leases.work_off(self.names.give_back_pin)
+            if self.has_half_copy:
+                with self.intending:
+                    self.names.end_half_copy()
+            if interrupted:
+                self.names.drain()
+        except BaseException as error:
+            if interrupted:
+                self.dropped.append(None)
+            if not isinstance(error, MFSStoreBusyError):
+                raise
         if self.recovery.events:
             import logging
 
@@ -726,7 +721,7 @@ def release(store: Attachment, *, leave: bool = True) -> None:
     with _attaching:
         store.users -= 1
         if store.users <= 0 and leave and not store.is_left:
-            if store.views and store.state == STATE_READY and not _is_ours_alone(store):
+            if store.state == STATE_READY and store.content.has_views() and not _is_ours_alone(store):
                 return
             store.leave()
 

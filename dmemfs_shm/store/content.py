@@ -60,6 +60,7 @@ from .layout import (
     X_RUNS,
     X_RUNS_MAX,
 )
+from .lease import Lease, Leases
 from .section import Section
 from .tree import Tree
 
@@ -89,8 +90,7 @@ class Content:
         self.nodes_at = store.layout.nodes_at
         self.quota_bytes = store.w[W_QUOTA]
         self.file_charge = store.w[W_FILE_CHARGE]
-        self._free_pins: list[int] = []
-        self._leased_pins = 0
+        self.leases = Leases()
 
     def at(self, node: int) -> int:
         return self.nodes_at + node * NODE_WORDS
@@ -259,28 +259,28 @@ class Content:
 
     # ---- pins
 
-    def lease_pin(self) -> int:
+    def lease_pin(self) -> Lease:
         """A free pin record of ours. MFSTooManyHandlesError, MFSNoSpaceError. Outside any section."""
         try:
-            return self._free_pins.pop()
+            return self.leases.free.pop()
         except IndexError:
             pass
         store = self.store
         with store.growing:
             slot_at = store.layout.slot_at(store.slot)
-            index = self._leased_pins
+            index = len(self.leases)
             if index == PINS:
                 raise MFSTooManyHandlesError(f"At most {PINS} views a process.")
             if index == self.w[slot_at + S_PINS]:
                 store.index.back((slot_at + PINS_AT + index * PIN_WORDS) * WORD, PAGE)
                 self.w[slot_at + S_PINS] = index + _PINS_A_PAGE
-            if self._leased_pins != index:  # a signal handler came in between
+            if len(self.leases) != index:  # a signal handler came in between
                 return self.lease_pin()
-            self._leased_pins = index + 1
-            return slot_at + PINS_AT + index * PIN_WORDS
+            return self.leases.add(slot_at + PINS_AT + index * PIN_WORDS)
 
-    def return_pin(self, pin: int) -> None:
-        self._free_pins.append(pin)
+    def has_views(self) -> bool:
+        """Whether anybody in this process looks at content (or is about to)."""
+        return any(self.w[pin] for pin in self.leases.words_not_lost())
 
     def pin(self, section: Section, file: int, pin: int) -> int:
         """Pin a file's content with this record; returns the pin node."""

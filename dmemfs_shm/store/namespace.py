@@ -19,8 +19,10 @@ slots are looked at. A dead holder is reaped before anything is refused.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import (
@@ -29,6 +31,8 @@ from ..errors import (
     MFSFileOpenError,
     MFSNoSpaceError,
     MFSParameterError,
+    MFSReentrantCallError,
+    MFSStoreBusyError,
     MFSViewError,
 )
 from .content import units_for
@@ -89,6 +93,7 @@ from .layout import (
     WORD,
     X_NEXT,
 )
+from .lease import Lease
 from .section import Section
 from .segment import Segment
 from .tree import Unsettled
@@ -101,6 +106,7 @@ LISTED_A_VISIT = 512
 PLANNED_MOST = 120  # words of new directories in a transaction: about 15 of them, and as many again for what follows
 COPIED_IN_SECTION_MOST = 64 << 10  # bytes: about 10 us of copying inside m[0]
 PATHS_CACHED_MOST = 16384
+_WRITES = HELD | REC_WRITER
 
 Fill = Callable[[Segment, int], None]
 Found = tuple[int, int, int]
@@ -135,6 +141,14 @@ class Busy(Exception):
     def __init__(self, node: int) -> None:
         super().__init__(node)
         self.node = node
+
+
+def _is_running(code: CodeType) -> bool:
+    """Whether the function that calls us runs twice: a signal handler or finaliser that came into the first has called it."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 class Namespace:
@@ -338,12 +352,13 @@ class Namespace:
         if size <= COPIED_IN_SECTION_MOST:
             self._put_with(path, size, fill, None, timeout, replace=replace, content=content)
             return
-        pin = self.content.lease_pin()
+        held = [self.content.lease_pin()]
+        pin = held[0].word
         try:
             self.stash(pin, size, fill, timeout)
             self._put_with(path, size, None, pin, timeout, replace=replace, content=content)
         finally:
-            self.give_back_pin(pin)
+            self.give_back_pin(held.pop())
 
     def stash(self, pin: int, size: int, fill: Fill, timeout: float | None, *, charged: bool = True) -> None:
         """Blocks for *size* bytes, filled, held by the pin record."""
@@ -352,12 +367,21 @@ class Namespace:
         if run:
             fill(*self.store.arenas.locate(run))
 
-    def give_back_pin(self, pin: int) -> None:
-        """End what a pin record holds, if it still holds anything, and return the record."""
-        if self.w[pin]:
-            self.store.transact(lambda section: self.content.unpin(section, pin), self.store.patience)
-            self.drain_pinned()
-        self.content.return_pin(pin)
+    def give_back_pin(self, lease: Lease) -> None:
+        """End what a pin record holds, if it still holds anything, and return its lease; if that fails, lose it."""
+        pin, leases = lease.word, self.content.leases
+        try:
+            if self.w[pin]:
+                self.store.transact(lambda section: self.content.unpin(section, pin), self.store.patience)
+                self.drain_pinned()
+        except MFSStoreBusyError:
+            leases.lose(lease)
+        except BaseException:
+            self.store.dropped.append(None)
+            leases.lose(lease)
+            raise
+        else:
+            leases.free.append(lease)
 
     def _put_with(
         self, path: Path, size: int, fill: Fill | None, pin: int | None, timeout: float | None, *, replace: bool, content: int
@@ -486,11 +510,11 @@ class Namespace:
         """Until the file's writer is gone (then whoever waits looks again). TimeoutError."""
         found = self.find(path, timeout)
         if found[0] == node:
-            record = self.store.rw.lease()
+            held = [self.store.rw.lease()]
             try:
-                self.store.rw.lock(node, found[1], found[2], record, 0, timeout)
+                self.store.rw.lock(node, found[1], found[2], held[0].word, 0, timeout)
             finally:
-                self.store.rw.give_back(record)
+                self.store.rw.give_back(held.pop())
 
     # ---- removing
 
@@ -501,10 +525,15 @@ class Namespace:
             self._must_be_closed(node)
             self._take_away(section, node)
 
-        self.attempt(step, timeout)
-        self.files.pop(path.text, None)
-        if self.w[ORPHANS]:
-            self.drain_orphans()
+        try:
+            self.attempt(step, timeout)
+            self.files.pop(path.text, None)
+            if self.w[ORPHANS]:
+                self.drain_orphans()
+        except BaseException:
+            if self.w[TRASH] or self.w[ORPHANS]:  # perhaps ours: the next operation sees to it
+                self.store.dropped.append(None)
+            raise
 
     def rmtree(self, path: Path, timeout: float | None) -> None:
         def step(section: Section) -> None:
@@ -517,8 +546,13 @@ class Namespace:
             self.tree.unlink(section, node)
             self._to_trash(section, node)
 
-        self.attempt(step, timeout)
-        self.drain_trash()
+        try:
+            self.attempt(step, timeout)
+            self.drain_trash()
+        except BaseException:
+            if self.w[TRASH] or self.w[ORPHANS]:  # perhaps ours: the next operation sees to it
+                self.store.dropped.append(None)
+            raise
 
     def _to_trash(self, section: Section, node: int) -> None:
         """A nameless directory is freed piecemeal from now on. Its generation changes at once."""
@@ -601,15 +635,20 @@ class Namespace:
             parent = self._parent_for(section, dst, make_parents=False)
             self._rename_node(section, node, parent, dst.parts[-1], old=old)
 
-        while True:
-            rest = None if deadline is None else max(0.0, deadline - time.monotonic())
-            self.attempt(step, rest)
-            if not writer[0]:
-                break
-            self._wait_for_writer(dst, writer[0], rest)
-        self.files.pop(src.text, None)
-        if self.w[ORPHANS]:
-            self.drain_orphans()
+        try:
+            while True:
+                rest = None if deadline is None else max(0.0, deadline - time.monotonic())
+                self.attempt(step, rest)
+                if not writer[0]:
+                    break
+                self._wait_for_writer(dst, writer[0], rest)
+            self.files.pop(src.text, None)
+            if self.w[ORPHANS]:
+                self.drain_orphans()
+        except BaseException:
+            if self.w[TRASH] or self.w[ORPHANS]:  # perhaps ours: the next operation sees to it
+                self.store.dropped.append(None)
+            raise
 
     # ---- trees
 
@@ -711,8 +750,11 @@ class Namespace:
 
     def copy_tree(self, src: Path, dst: Path, timeout: float | None) -> None:
         """A copy of a directory and everything below it, visible to others when it is complete."""
-        intent = self.store.layout.slot_at(self.store.slot) + S_INTENT
+        intent = self._intent
         with self.store.intending:
+            if self.w[intent] and _is_running(Namespace.copy_tree.__code__):
+                raise MFSReentrantCallError("A signal handler or finaliser called copy_tree inside a call of it.")
+            self.end_half_copy()
             try:
                 source, top = self.store.transact(lambda section: self._begin_copy(section, src, dst, intent), timeout)
                 charge = self._tree_charge(source)
@@ -720,9 +762,27 @@ class Namespace:
                 self._copy_children(source, top, timeout)
                 self.store.transact(lambda section: self._end_copy(section, dst, top, intent), timeout)
             except BaseException:
-                self.store.transact(lambda section: self.abandon_intent(section, intent), self.store.patience)
-                self.drain_trash()
+                self.store.has_half_copy = True
+                self.store.dropped.append(None)  # should this be interrupted, too
+                self.end_half_copy()
                 raise
+
+    @property
+    def _intent(self) -> int:
+        return self.store.layout.slot_at(self.store.slot) + S_INTENT
+
+    def end_half_copy(self) -> None:
+        """A copy that did not get its name goes to the trash. REQUIRES `Attachment.intending`."""
+        intent, store = self._intent, self.store
+        try:
+            store.has_half_copy = False
+            if self.w[intent]:
+                store.transact(lambda section: self.abandon_intent(section, intent), store.patience)
+                self.drain_trash()
+        except BaseException:
+            store.has_half_copy = True
+            store.dropped.append(None)
+            raise
 
     def _tree_charge(self, found: Found) -> int:
         """What the files below a directory are charged, or would be if they were closed."""
@@ -800,7 +860,8 @@ class Namespace:
 
     def _put_in(self, target: int, name: bytes, size: int, fill: Fill, timeout: float | None) -> None:
         """A complete file in a directory that nobody else sees."""
-        pin = self.content.lease_pin() if size > COPIED_IN_SECTION_MOST else None
+        held = [self.content.lease_pin()] if size > COPIED_IN_SECTION_MOST else []
+        pin = held[0].word if held else None
         try:
             if pin is not None:
                 self.stash(pin, size, fill, timeout)
@@ -810,8 +871,8 @@ class Namespace:
 
             self.store.transact(step, timeout)
         finally:
-            if pin is not None:
-                self.give_back_pin(pin)
+            if held:
+                self.give_back_pin(held.pop())
 
     def copy(self, src: Path, dst: Path, timeout: float | None) -> None:
         """A copy of one file; nothing is left behind if it fails."""
@@ -835,9 +896,9 @@ class Namespace:
         False if the file is no longer the one that was found. MFSAbandonedFileError.
         """
         rw, node = self.store.rw, found[0]
-        record = rw.lease()
+        held = [rw.lease()]
         try:
-            if not rw.lock(*found, record, 0, timeout):
+            if not rw.lock(*found, held[0].word, 0, timeout):
                 return False
             at = self.at(node)
             if self.w[at] & LOCK_ABANDONED:
@@ -850,20 +911,20 @@ class Namespace:
 
             use(size, fill)
         finally:
-            rw.give_back(record)
+            rw.give_back(held.pop())
         return True
 
     # ---- the end of a hold
 
-    def finish(self, record: int) -> None:
+    def finish(self, record: int, *, clears: bool = True) -> None:
         """Close what a record holds: a writer gives back the blocks that its file does not need; then the lock."""
         w = self.w
         word = w[record]
         node = word >> REC_NODE_SHIFT
         at = self.at(node)
-        if word & REC_WRITER and units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
+        if word & _WRITES == _WRITES and units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
             self.fit(node)
-        self.store.rw.unlock(record)
+        self.store.rw.unlock(record, clears=clears)
         if w[at + N_NAME] >> KIND_SHIFT == KIND_ORPHAN:
             self.drain_orphans()
 
@@ -921,7 +982,8 @@ class Namespace:
         if not keep:
             self.store.transact(lambda section: self._divorce(section, node), timeout)
             return
-        pin = self.content.lease_pin()
+        held = [self.content.lease_pin()]
+        pin = held[0].word
         try:
             runs = self.content.runs(self.w, at)
             self.stash(pin, size, lambda target, offset: self.store.arenas.copy_out(runs, keep, target, offset), timeout)
@@ -933,7 +995,7 @@ class Namespace:
 
             self.store.transact(swap, timeout)
         finally:
-            self.give_back_pin(pin)
+            self.give_back_pin(held.pop())
 
     def _divorce(self, section: Section, node: int) -> None:
         if section.plan[self.at(node) + N_PIN] & LOW32:
@@ -942,17 +1004,17 @@ class Namespace:
 
     # ---- views
 
-    def pin(self, found: Found, text: str, timeout: float | None, *, allow_abandoned: bool) -> tuple[int, int, int] | None:
-        """Pin a file's content: (pin record, run, size), run 0 if it is empty; None if the file is another one by now.
+    def pin(self, found: Found, text: str, timeout: float | None, *, allow_abandoned: bool) -> tuple[Lease, int, int] | None:
+        """Pin a file's content: (its pin record, run, size), run 0 if it is empty; None if the file is another one by now.
 
         The content stands in one run afterwards: a file that grew in pieces is moved, which takes its exclusive lock.
         """
         node, w, rw = found[0], self.w, self.store.rw
         at = self.at(node)
         pieces = w[at + N_RUNS] >> 32
-        record, pin = rw.lease(), self.content.lease_pin()
+        held, pin = [rw.lease()], self.content.lease_pin()
         try:
-            if not rw.lock(*found, record, REC_WRITER if pieces else 0, timeout):
+            if not rw.lock(*found, held[0].word, REC_WRITER if pieces else 0, timeout):
                 return None
             if w[at] & LOCK_ABANDONED and not allow_abandoned:
                 raise MFSAbandonedFileError(text)
@@ -964,17 +1026,16 @@ class Namespace:
                 if not pieces:
                     return None  # it came in pieces since: once more, with the exclusive lock
                 self._move_into_one_run(node, size, timeout)
-            self.store.transact(lambda section: self.content.pin(section, node, pin), timeout)
-            held, pin = pin, -1
-            return held, w[at + N_RUN], size
+            word = pin.word
+            self.store.transact(lambda section: self.content.pin(section, node, word), timeout)
+            return pin, w[at + N_RUN], size
         finally:
-            if pin >= 0:
-                self.content.return_pin(pin)
-            rw.give_back(record)
+            rw.give_back(held.pop())
 
     def _move_into_one_run(self, node: int, size: int, timeout: float | None) -> None:
         at = self.at(node)
-        pin = self.content.lease_pin()
+        held = [self.content.lease_pin()]
+        pin = held[0].word
         try:
             runs = self.content.runs(self.w, at)
             capacity = self.w[at + N_CAPACITY]
@@ -989,7 +1050,7 @@ class Namespace:
                 raise MFSViewError(size, largest * PAGE) from None
             self.store.transact(lambda section: self.content.exchange_runs(section, node, pin), timeout)
         finally:
-            self.give_back_pin(pin)
+            self.give_back_pin(held.pop())
 
     # ---- freeing what has no name
 

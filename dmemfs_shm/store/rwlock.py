@@ -86,6 +86,7 @@ from .layout import (
     WORD,
     journal_at,
 )
+from .lease import Lease, Leases
 from .mutex import SLICE_S, Mutex, Thread, Threads
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ class Hold(NamedTuple):
 class FileLocks:
     """The locks of all files, as one attached process takes them.
 
-    A record is named by its word (``record``); it is leased from `lease` before it is used and given back after it is
-    free again, so that a handle that is being made always owns what it may come to hold.
+    A record is named by its word (``record``). It is leased (`lease`) before it is used and its lease given back after it
+    is free again, so that what a record holds always belongs to somebody: see the module `lease`.
     """
 
     def __init__(self, store: Attachment) -> None:
@@ -124,35 +125,33 @@ class FileLocks:
         self.mutexes: list[Mutex] = store.mutexes
         self.threads: Threads = store.threads
         self.nodes_at = store.layout.nodes_at
-        self.free: list[int] = []
-        self._leased = RECORDS_RESERVED  # records up to here were leased once
-        self._parks: list[int] = []
-        self._parks_made = 0
+        self.leases = Leases()
+        self.free = self.leases.free
+        self._parks = Leases()
         self._semaphores: dict[tuple[int, int], posix_ipc.Semaphore] = {}
 
     # ---- records
 
-    def lease(self) -> int:
+    def lease(self) -> Lease:
         """A free record of ours. MFSTooManyHandlesError, MFSNoSpaceError."""
         try:
             return self.free.pop()
         except IndexError:
             return self._lease_more()
 
-    def _lease_more(self) -> int:
+    def _lease_more(self) -> Lease:
         store = self.store
         with store.growing:
             slot_at = self.layout.slot_at(store.slot)
-            index = self._leased
+            index = RECORDS_RESERVED + len(self.leases)
             if index == RECORDS:
                 raise MFSTooManyHandlesError(f"At most {RECORDS - RECORDS_RESERVED} open handles a process.")
             if index == self.w[slot_at + S_RECORDS]:
                 store.index.back((slot_at + RECORDS_AT + index * RECORD_WORDS) * WORD, PAGE)
                 self.w[slot_at + S_RECORDS] = index + PAGE_WORDS // RECORD_WORDS
-            if self._leased != index:  # a signal handler came in between
+            if RECORDS_RESERVED + len(self.leases) != index:  # a signal handler came in between
                 return self.lease()
-            self._leased = index + 1
-            return slot_at + RECORDS_AT + index * RECORD_WORDS
+            return self.leases.add(slot_at + RECORDS_AT + index * RECORD_WORDS)
 
     def announce(self, record: int) -> None:
         """Say in a record of ours whose request it is, before it is made; advisory, for `holds` and for our own thread."""
@@ -166,7 +165,7 @@ class FileLocks:
 
         False: the node has another generation, or the namespace changed, since they were looked up; look up again.
         MFSLockTimeoutError: not within *timeout* seconds. MFSDeadlockError: the calling thread is in its own way.
-        In these cases the record is free. Any other exception may leave it in use: `release_later` mends that.
+        In these cases the record is free. Any other exception may leave it in use: `give_back` mends that.
         """
         w = self.w
         at = self.nodes_at + node * NODE_WORDS
@@ -204,10 +203,7 @@ class FileLocks:
         return taken or _Request(self, node, generation, namespace, record, kind, timeout).wait()
 
     def unlock(self, record: int, *, clears: bool = True) -> None:
-        """Give back what the record holds, and the record. A writer leaves the file complete, unless *clears* is false.
-
-        An exception leaves it held, or given back and not returned to the free list; `release_later` mends both.
-        """
+        """Give back what the record holds; it is free then. A writer leaves the file complete, unless *clears* is false."""
         w = self.w
         node = w[record] >> REC_NODE_SHIFT
         at = self.nodes_at + node * NODE_WORDS
@@ -250,7 +246,6 @@ class FileLocks:
             mutex.abandon(thread)
             raise_if_damage()
             raise
-        self.free.append(record)
         if posts:
             for park in posts:
                 self.post(park)
@@ -384,24 +379,27 @@ class FileLocks:
     @contextlib.contextmanager
     def parking(self) -> Iterator[tuple[int, posix_ipc.Semaphore | None]]:
         """A parking semaphore for one wait, drained; (0, None) if there is none to be had: then only slices wake."""
-        number = 0
-        try:
-            number = self._parks.pop()
-        except IndexError:
-            with self.store.growing:
-                if self._parks_made < PARKS_AT_MOST:
-                    self._parks_made += 1
-                    number = self._parks_made
+        lease = self._lease_park()
         semaphore = None
+        if lease is not None:
+            with contextlib.suppress(posix_ipc.Error, OSError):
+                semaphore = self._park(self.store.slot, lease.word, create=True)
+                _drain(semaphore)
         try:
-            if number:
-                with contextlib.suppress(posix_ipc.Error, OSError):
-                    semaphore = self._park(self.store.slot, number, create=True)
-                    _drain(semaphore)
-            yield (number if semaphore is not None else 0), semaphore
+            yield (lease.word if lease is not None and semaphore is not None else 0), semaphore
         finally:
-            if number:
-                self._parks.append(number)
+            if lease is not None:
+                self._parks.free.append(lease)
+
+    def _lease_park(self) -> Lease | None:
+        with contextlib.suppress(IndexError):
+            return self._parks.free.pop()
+        with self.store.growing:
+            if self._parks.lost:
+                self._parks.work_off(self._parks.free.append)
+            with contextlib.suppress(IndexError):
+                return self._parks.free.pop()
+            return self._parks.add(len(self._parks) + 1) if len(self._parks) < PARKS_AT_MOST else None
 
     # ---- looking at records
 
@@ -467,39 +465,38 @@ class FileLocks:
                 self.post(record)
         return True
 
-    def release_later(self, record: int) -> None:
-        """Leave the release of a record to the next operation (a finaliser's note, a close that met a stopped process)."""
+    def give_back(self, lease: Lease, *, clears: bool = False) -> None:
+        """Free the record, whatever became of a request that failed or is over, and return its lease.
+
+        What does not work now (a stopped process is in the way, or an exception came) is left to the next operation.
+        clears: the file is complete, as after a close; else its opening failed, or it was not opened for changing.
+        """
+        try:
+            if self.w[lease.word] & REC_STATE:
+                self.store.names.finish(lease.word, clears=clears)
+        except MFSStoreBusyError:
+            self._lose(lease, clears=clears)
+        except BaseException:
+            self.leases.lost.append(None)
+            self._lose(lease, clears=clears)
+            raise
+        else:
+            self.free.append(lease)
+
+    def _lose(self, lease: Lease, *, clears: bool) -> None:
+        if clears:
+            self.mark_dropped(lease.word)
+        self.leases.lose(lease)
+
+    def mark_dropped(self, record: int) -> None:
+        """A finaliser's note, or that of a close that failed: what the record holds is to be closed in order."""
         word = self.w[record]
         if word & REC_STATE == HELD:
             self.w[record] = word | REC_DROPPED
-        self.store.dropped.append(record)
 
-    def give_back(self, record: int) -> None:
-        """Release whatever the record holds and return it; what does not work now is left to the next operation.
-
-        For `finally` blocks: a file that was not opened for changing, or whose opening failed.
-        """
-        try:
-            if self.w[record] & REC_STATE == FREE:
-                self.free.append(record)
-            else:
-                self.unlock(record, clears=False)
-        except MFSStoreBusyError:
-            self.release_later(record)
-        except BaseException:
-            self.release_later(record)
-            raise
-
-    def release_now(self, record: int) -> None:
-        """Work off a note of `release_later`."""
-        state = self.w[record] & REC_STATE
-        if state == FREE:
-            if record not in self.free:  # the exception that left the note may have come after the record's return
-                self.free.append(record)
-        elif state == HELD:
-            self.store.names.finish(record)
-        else:
-            self.unlock(record, clears=False)
+    def work_off(self) -> None:
+        """Give back what nobody can give back any more."""
+        self.leases.work_off(lambda lease: self.give_back(lease, clears=bool(self.w[lease.word] & REC_DROPPED)))
 
 
 class _Request:
@@ -667,8 +664,8 @@ class _Request:
             return False
 
     def _give_up(self) -> None:
-        """An exception ended the wait: take the request back, granted or not. If even that fails, it stands, and the
-        owner of the record, who gets the exception, leaves a note (`release_later`)."""
+        """An exception ended the wait: take the request back, granted or not. If even that fails, it stands until the
+        owner of the record, who gets the exception, gives it back."""
         if self.w[W_STATE] == STATE_READY:
             with contextlib.suppress(MFSStoreBusyError):
                 self._section(self._withdraw, timeout=1.0)

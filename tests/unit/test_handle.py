@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from dmemfs_shm import MemoryFileSystem, MFSDeadlockError, MFSNoSpaceError
+from dmemfs_shm.handle import MemoryFileHandle
 
-from ..processes import call_in_child
+from ..processes import call_in_child, held_open
 
 #: Sizes at which the way a file is stored changes: empty, small-file units of 256, pages of 4096, many of them.
 SIZES = [0, 1, 255, 256, 257, 4095, 4096, 4097, 12_288, 1 << 20, (1 << 20) + 1]
@@ -632,3 +633,42 @@ def test_opening_that_failed_leaves_bytes_and_locks_alone(named: MemoryFileSyste
     """Mode wb has not emptied a file that it could not open, and nobody gives a lock back twice."""
     named.write_bytes("/f", pattern(300))
     assert call_in_child("fork", open_again, named) == pattern(300)
+
+
+@pytest.mark.parametrize("mode", ["rb", "r+b"])
+def test_interrupted_close(fs: MemoryFileSystem, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in close() does not keep the lock."""
+    fs.write_bytes("/file", b"data")
+    handle = fs.open("/file", mode)
+    locks = fs._store.rw
+    real = locks.unlock
+
+    def once(*args: object, **options: object) -> None:
+        monkeypatch.setattr(locks, "unlock", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(locks, "unlock", once)
+    with pytest.raises(KeyboardInterrupt):
+        handle.close()
+    assert handle.closed and fs.locks() == []
+    handle.close()
+    with held_open(fs, "/file", "r+b"):
+        pass
+
+
+def test_interrupted_open(fs: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in open(), after the lock was granted, does not keep it; nor one that comes when it is given back."""
+    fs.write_bytes("/file", b"data")
+    for broken in [["_locate"], ["_locate", "finish"]]:
+        with monkeypatch.context() as patch:
+            for name in broken:
+                owner = MemoryFileHandle if name == "_locate" else fs._store.names
+                patch.setattr(owner, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                fs.open("/file", "r+b")
+        fs.stats()
+        assert fs.locks() == []
+
+
+def interrupt(*_args: object, **_options: object) -> None:
+    raise KeyboardInterrupt

@@ -23,14 +23,12 @@ from dmemfs_shm.store import attachment, mutex, names, recovery
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.journal import Plan, commit
 from dmemfs_shm.store.layout import (
-    FREE,
     LB_RECOVER,
     MUTEXES,
     N_CREATED,
     N_MODIFIED,
     NO_CLAIM,
     QUEUED,
-    REC_STATE,
     REC_WRITER,
     RECOVERIES,
     S_CLAIM,
@@ -45,6 +43,7 @@ from ..lockstore import (
     BOTH,
     give_back,
     inside,
+    lease,
     leftovers,
     lock,
     lock_findings,
@@ -713,9 +712,9 @@ def interrupt() -> None:
 
 
 def lock_and_unlock(store: Attachment, kind: int, made: list[int]) -> None:
-    made.append(store.rw.lease())
+    made.append(lease(store))
     assert store.rw.lock(NODE, 1, 0, made[0], kind, None)
-    store.rw.unlock(made[0])
+    unlock(store, made[0])
     made.clear()
 
 
@@ -731,8 +730,7 @@ def test_interrupted_anywhere(store: Attachment, kind: int) -> None:
         with pytest.raises(KeyboardInterrupt):
             At(number, interrupt).run(lambda made=made: lock_and_unlock(store, kind, made))
         for record in made:
-            if record not in store.rw.free:
-                give_back(store, record)
+            give_back(store, record)
         unlock(store, lock(store, NODE, REC_WRITER, 10))
         assert not any(each._gate for each in store.mutexes)
         assert not store.threads.thread.inside
@@ -812,17 +810,17 @@ def be_shot_at(name: str) -> list[str]:
                 record = -1
                 try:
                     try:
-                        record = store.rw.lease()
+                        record = lease(store)
                         store.rw.lock(NODE, 1, 0, record, REC_WRITER, None)
-                        store.rw.unlock(record)
+                        unlock(store, record)
                         record = -1
                     except Stray:
                         struck[0] += 1
-                        if record >= 0 and record not in store.rw.free:
+                        if record >= 0:
                             give_back(store, record)
                 except Stray:  # in the handler: once more, as a caller would that closes what it has
                     struck[0] += 1
-                    if record >= 0 and record not in store.rw.free:
+                    if record >= 0:
                         give_back(store, record)
 
         thread = threading.Thread(target=run)
@@ -855,21 +853,16 @@ def be_signalled(name: str) -> list[str]:
         signal.signal(signal.SIGVTALRM, handler)
         struck, number = 0, 0
         while struck < 100:
-            record, number = store.rw.lease(), number + 1
+            record, number = lease(store), number + 1
             try:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0.00001 * (1 + number % 40))
                 for _ in range(20000):
                     store.rw.lock(NODE, 1, 0, record, REC_WRITER, None)
                     store.rw.unlock(record)
-                    store.rw.free.pop()
             except KeyboardInterrupt:
                 struck += 1
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            if store.w[record] & REC_STATE == FREE:
-                if record not in store.rw.free:
-                    store.rw.free.append(record)
-            else:
-                give_back(store, record)
+            give_back(store, record)
         return sound(store)
 
 

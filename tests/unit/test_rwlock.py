@@ -33,8 +33,10 @@ from dmemfs_shm.store.layout import (
 
 from ..lockstore import (
     BOTH,
+    forget,
     give_back,
     inside,
+    lease,
     lock,
     lock_findings,
     lock_store,
@@ -249,8 +251,8 @@ def test_more_readers_than_a_transaction_grants(store: Attachment, no_slices: No
 
 def test_no_parking_semaphore_left(store: Attachment) -> None:
     """Without one a waiter looks by itself, and gets what it waits for."""
-    store.rw._parks.clear()
-    store.rw._parks_made = rwlock.PARKS_AT_MOST
+    taken = [store.rw._lease_park() for _ in range(rwlock.PARKS_AT_MOST)]
+    assert None not in taken and store.rw._lease_park() is None
     holder = Actor(store, WRITE)
     others = [Actor(store, kind) for kind in (READ, WRITE)]
     holder.end()
@@ -416,11 +418,11 @@ def test_abandoned(store: Attachment) -> None:
 
 def test_another_generation_or_namespace(store: Attachment) -> None:
     """The request is not granted, and the record is free."""
-    record = store.rw.lease()
+    record = lease(store)
     assert not store.rw.lock(NODE, 3, 0, record, READ, None)
     assert not store.rw.lock(NODE, 1, 2, record, READ, None)
     assert state_of(store, record) == FREE
-    store.rw.free.append(record)
+    give_back(store, record)
 
 
 def test_change_during_the_wait(store: Attachment) -> None:
@@ -429,10 +431,10 @@ def test_change_during_the_wait(store: Attachment) -> None:
     at = store.layout.node_at(NODE) + N_GENERATION
 
     def ask() -> bool:
-        record = store.rw.lease()
+        record = lease(store)
         same = store.rw.lock(NODE, 1, 0, record, WRITE, None)
         assert state_of(store, record) == FREE
-        store.rw.free.append(record)
+        give_back(store, record)
         return bool(same)
 
     task = Task(ask)
@@ -488,10 +490,10 @@ def test_sequence(store: Attachment) -> None:
 
 def test_too_many_records(store: Attachment) -> None:
     """As many as the slot has, then an error; given back, they can be leased again."""
-    records = [store.rw.lease() for _ in range(RECORDS - RECORDS_RESERVED)]
+    records = [lease(store) for _ in range(RECORDS - RECORDS_RESERVED)]
     assert len(set(records)) == len(records)
     with pytest.raises(MFSTooManyHandlesError):
-        store.rw.lease()
+        lease(store)
     for record in records:
         assert store.rw.lock(NODE, 1, 0, record, READ, 0.0)
     assert lock_word(store) & LOCK_READERS == len(records)
@@ -501,13 +503,13 @@ def test_too_many_records(store: Attachment) -> None:
 
 
 @pytest.mark.parametrize("kind", [READ, WRITE])
-def test_release_later(store: Attachment, kind: int) -> None:
+def test_lost_lease(store: Attachment, kind: int) -> None:
     """A note is worked off by the next operation; a file given up by a finaliser is not abandoned."""
     record = lock(store, NODE, kind)
-    store.rw.release_later(record)
+    forget(store, record)
     assert state_of(store, record) == HELD
     store.work_off()
-    assert state_of(store, record) == FREE and store.rw.free == [record]
+    assert state_of(store, record) == FREE and [free.word for free in store.rw.free] == [record]
 
 
 def test_interrupted_wait(store: Attachment) -> None:
@@ -525,11 +527,11 @@ def test_interrupted_wait(store: Attachment) -> None:
 
     def victim() -> None:
         threading.current_thread().name = "victim"
-        record = store.rw.lease()
+        record = lease(store)
         with pytest.raises(KeyboardInterrupt):
             store.rw.lock(NODE, 1, 0, record, WRITE, None)
         assert state_of(store, record) == FREE
-        store.rw.free.append(record)
+        give_back(store, record)
 
     task = Task(victim)
     task.result()
@@ -552,7 +554,7 @@ def test_waiting_behind_a_stopped_section(store: Attachment, monkeypatch: pytest
     records: list[int] = []
 
     def ask() -> None:
-        records.append(store.rw.lease())
+        records.append(lease(store))
         store.rw.lock(NODE, 1, 0, records[0], WRITE, 0.5)
 
     task = Task(ask)

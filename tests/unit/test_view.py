@@ -421,3 +421,13 @@ def test_an_inherited_view_is_readable(fs: MemoryFileSystem) -> None:
     fs.write_bytes("/g", bytes(5000))
     assert orphaned(fs) == charge(5000)
     assert view == pattern(5000)
+
+
+def test_many_views_that_end_at_once(fs: MemoryFileSystem) -> None:
+    """One operation gives all their pins back."""
+    fs.write_bytes("/file", b"x")
+    views = [fs.view("/file") for _ in range(1500)]
+    fs.remove("/file")
+    assert fs.stats()["used_bytes"] > 0
+    del views
+    assert fs.stats()["used_bytes"] == 0
