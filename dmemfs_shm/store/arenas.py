@@ -187,7 +187,11 @@ class Arenas:
                 self.w[at + A_BACKED] = pages
             mutex.release(thread)
         except BaseException:
-            mutex.abandon(thread)
+            try:
+                mutex.abandon(thread)
+            except BaseException:  # a second one, before it was at work
+                mutex.abandon(thread)
+                raise
             raise
         if not same:
             segment.unlink(names.arena(self.store.uuid, number, life))
@@ -215,7 +219,11 @@ class Arenas:
             commit(self.w, mutex.journal, plan)
             mutex.release(thread)
         except BaseException:
-            mutex.abandon(thread)
+            try:
+                mutex.abandon(thread)
+            except BaseException:  # a second one, before it was at work
+                mutex.abandon(thread)
+                raise
             raise
         self._back(number, pages, timeout)
 
@@ -238,7 +246,11 @@ class Arenas:
                     commit(self.w, mutex.journal, plan)
             mutex.release(thread)
         except BaseException:
-            mutex.abandon(thread)
+            try:
+                mutex.abandon(thread)
+            except BaseException:  # a second one, before it was at work
+                mutex.abandon(thread)
+                raise
             raise
         self._sweep()
         return freed

@@ -36,8 +36,17 @@ Asynchronous exceptions (KeyboardInterrupt, signal handlers that raise) can come
         ...                        # loads and stores of words; nothing slow, nothing of the user's
         mutex.release(thread)
     except BaseException:
-        mutex.abandon(thread)      # whatever was done so far: roll back, give back
+        try:
+            mutex.abandon(thread)  # whatever was done so far: roll back, give back
+        except BaseException:      # a second exception, perhaps before it was at work
+            mutex.abandon(thread)
+            raise
         raise
+
+`abandon` must come to its end: a claim that a living process has left behind nobody else may clear. It starts again when an
+exception interrupts it, and the second call is for one that comes before its first instruction. (Between the two lines of a
+handler the interpreter does not look for exceptions.) What a third one leaves behind the process's next visit clears away,
+and until then others can't enter.
 
 The gate is a dict with `setdefault`, which takes it and says who has it in one uninterruptible step; a `threading.Lock`
 whose acquire was interrupted belongs to nobody.
@@ -238,15 +247,18 @@ class Mutex:
         if left:
             thread.inside = False
         if interruption is not None:
-            raise interruption
+            try:
+                raise interruption
+            finally:
+                interruption = None  # or the exception would hold this frame, which holds the exception, and all that lead here
 
     # ---- slow paths
 
     def _abandon(self, thread: Thread, deadline: float | None = None) -> None:
         """MFSStoreBusyError if R was needed and not to be had by *deadline*; then nothing has changed."""
+        with contextlib.suppress(Exception):
+            self.recovery.let_go()
         if self._gate.get(0) is thread:
-            with contextlib.suppress(Exception):
-                self.recovery.let_go()
             claim = self.w[self._claim_at]
             if claim == NO_CLAIM:
                 # The token may be lost, in our hands, or given back: revoking the generation is right in each case.
@@ -417,7 +429,8 @@ class Mutex:
         if self._semaphore is not None:
             self._semaphore.close()
             self._semaphore, self._generation = None, -1
-            del self._try_token, self._give_token
+            with contextlib.suppress(AttributeError):  # an exception came while it was opened
+                del self._try_token, self._give_token
 
 
 class OfdMutex(Mutex):

@@ -197,7 +197,11 @@ class FileLocks:
                 mutex.release(thread)
                 taken = True
         except BaseException:
-            mutex.abandon(thread)
+            try:
+                mutex.abandon(thread)
+            except BaseException:  # a second one, before it was at work
+                mutex.abandon(thread)
+                raise
             raise_if_damage()
             raise
         return taken or _Request(self, node, generation, namespace, record, kind, timeout).wait()
@@ -243,7 +247,11 @@ class FileLocks:
                 w[entry] = 0
             mutex.release(thread)
         except BaseException:
-            mutex.abandon(thread)
+            try:
+                mutex.abandon(thread)
+            except BaseException:  # a second one, before it was at work
+                mutex.abandon(thread)
+                raise
             raise_if_damage()
             raise
         if posts:
@@ -458,7 +466,11 @@ class FileLocks:
                         granted += self._remove(mutex, record, reaped=not word & REC_DROPPED)
                 mutex.release(thread)
             except BaseException:
-                mutex.abandon(thread)
+                try:
+                    mutex.abandon(thread)
+                except BaseException:  # a second one, before it was at work
+                    mutex.abandon(thread)
+                    raise
                 raise_if_damage()
                 raise
             for record in granted:
@@ -563,7 +575,11 @@ class _Request:
                 granted += locks._remove(mutex, self.record)
             mutex.release(thread)
         except BaseException:
-            mutex.abandon(thread)
+            try:
+                mutex.abandon(thread)
+            except BaseException:  # a second one, before it was at work
+                mutex.abandon(thread)
+                raise
             raise_if_damage()
             raise
         for record in granted:

@@ -116,7 +116,10 @@ class Section:
             self._inner.pop()
 
     def abandon(self) -> None:
-        """After an exception: m[0] first, whose roll-back may concern the domains of the others, still ours."""
+        """After an exception: m[0] first, whose roll-back may concern the domains of the others, which must still be ours.
+
+        Idempotent. An asynchronous exception ends it anywhere: call it again.
+        """
         self._sections.mutexes[0].abandon(self.thread, self._inner)
 
 
@@ -148,6 +151,10 @@ class Sections:
             mutex.release(thread)
             return result
         except BaseException:
-            section.abandon()
+            try:
+                section.abandon()
+            except BaseException:  # a second one, before it was at work
+                section.abandon()
+                raise
             raise_if_damage()
             raise
