@@ -26,7 +26,7 @@ from dmemfs_shm.store.tree import Unsettled
 
 from ..lockstore import clear_away, fresh_name
 from ..processes import DEADLINE_S, Task, until
-from .harness import Fault, die_in_company
+from .harness import Fault, die_in_company, run_child, short_slices
 
 KIB = 1 << 10
 QUOTA = 2 << 20
@@ -57,6 +57,15 @@ class Case:
         self.seen: set[tuple[str, bytes]] = set()
         self.tasks: list[Task] = []
         self.over = threading.Event()
+
+    def fill(self, operation: Operation) -> None:
+        """Everything that is there before the operation."""
+        if not operation.bare:
+            for folder in "/d/sub", "/empty":
+                self.fs.mkdir(folder)
+            for path, data in (("/d/small", SMALL), ("/d/other", OTHER), ("/d/sub/deep", OTHER), ("/large", LARGE)):
+                self.fs.write_bytes(path, data)
+        operation.prepare(self)
 
     def answer(self, request: str) -> None:
         """Do what a child asks for."""
@@ -533,13 +542,8 @@ def setup_of(operation: Operation, backend: str, make: type[Case] = Case) -> Cal
             with same_hashes():
                 fs = MemoryFileSystem.create(name, QUOTA, backend=backend, max_participants=8)
             marks.append(fs.uuid.hex)
-            if not operation.bare:
-                for folder in "/d/sub", "/empty":
-                    fs.mkdir(folder)
-                for path, data in (("/d/small", SMALL), ("/d/other", OTHER), ("/d/sub/deep", OTHER), ("/large", LARGE)):
-                    fs.write_bytes(path, data)
             case = make(name, fs)
-            operation.prepare(case)
+            case.fill(operation)
             case.before = look(fs)
             try:
                 yield case
@@ -569,6 +573,16 @@ def run(operation: Operation) -> Callable[[Case, Fault], None]:
         operation.do(fs, fault, *([held] if held is not None else []))
 
     return child
+
+
+def what_comes_of(operation: Operation, setup: Callable[[], Any]) -> State:
+    """The state after the operation."""
+    with short_slices(), setup() as case:
+        status, messages = run_child(run(operation), case, None)
+        assert os.waitstatus_to_exitcode(status) == 0, messages
+        case.again(0)
+        state: State = case.state
+        return state
 
 
 def verdict(operation: Operation, after: State) -> Callable[[Case], list[str]]:

@@ -13,7 +13,6 @@ the victim holds. Each of them must come to its end, and whatever they read is w
 from __future__ import annotations
 
 import itertools
-import os
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -22,20 +21,10 @@ import pytest
 
 from ..figures import KILL_POINTS
 from ..lockstore import BOTH
-from .harness import SEED, kill_everywhere, run_child, short_slices
-from .operations import OPERATIONS, Operation, State, run, setup_of, verdict
+from .harness import SEED, kill_everywhere
+from .operations import OPERATIONS, run, setup_of, verdict, what_comes_of
 
 pytestmark = pytest.mark.crash
-
-
-def what_comes_of(operation: Operation, setup: Callable[[], Any]) -> State:
-    """The state after the operation."""
-    with short_slices(), setup() as case:
-        status, messages = run_child(run(operation), case, None)
-        assert os.waitstatus_to_exitcode(status) == 0, messages
-        case.again(0)
-        state: State = case.state
-        return state
 
 
 def cases() -> list[Any]:
