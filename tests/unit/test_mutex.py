@@ -783,6 +783,31 @@ def test_interrupted_giving_back_the_lock_of_recovery(generations: Attachment, m
     assert sound(store) == []
 
 
+def test_interrupted_again_and_again(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Giving a mutex up comes to its end, however many exceptions come meanwhile."""
+    at = store.layout.node_at(NODE)
+    real, left = type(store.mutexes[K])._abandon, [5]
+
+    def abandon(mutex: Any, thread: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise KeyboardInterrupt
+        real(mutex, thread)
+
+    def body() -> None:
+        store.w[store.mutexes[K].journal + 1] = at + N_CREATED
+        store.w[store.mutexes[K].journal + 2] = 42
+        store.w[store.mutexes[K].journal] = 1
+        store.w[at + N_CREATED] = 99
+        interrupt()
+
+    monkeypatch.setattr(type(store.mutexes[K]), "_abandon", abandon)
+    with pytest.raises(KeyboardInterrupt):
+        inside(store, K, body)
+    assert left[0] < 0 and store.w[at + N_CREATED] == 42
+    assert sound(store) == []
+
+
 @contextlib.contextmanager
 def attached(name: str) -> Iterator[Attachment]:
     """A store of the test's, in a child."""
