@@ -368,11 +368,11 @@ class MemoryFileSystem:
             if not created and (mode == "wb" or store.w[rw.nodes_at + found[0] * NODE_WORDS] & LOCK_ABANDONED):
                 self._begin(store, found, path, mode, allow_abandoned)
             handle = MemoryFileHandle(self, store, found[0], held, os.fspath(path), mode)
+            self._handles[record] = weakref.ref(handle)
         except BaseException:
             if held and store.state == STATE_READY:
                 rw.give_back(held.pop())
             raise
-        self._handles[record] = weakref.ref(handle)
         if preallocate > 0:
             try:
                 handle._preallocate(preallocate)

@@ -427,21 +427,28 @@ class MemoryFileHandle(io.RawIOBase):
     def close(self) -> None:
         """Give back the lock, and the blocks that the file does not need. Idempotent."""
         self._closed = True
-        if not self._held:
-            return
+        try:
+            store = self._store
+            if not self._held or store.forked or store.is_left or self._w[W_STATE] != STATE_READY:
+                return
+            self._fs._handles.pop(self._record, None)
+            try:
+                lease = self._held.pop()
+            except IndexError:  # a signal handler has closed it
+                return
+            store.rw.give_back(lease, clears=True)
+        except BaseException:
+            self._close_again()
+            raise
+
+    def _close_again(self) -> None:
+        """An exception ended close(): do at once what it has not done, since others may be waiting for the file."""
         store = self._store
         if store.forked or store.is_left or self._w[W_STATE] != STATE_READY:
             return
-        self._fs._handles.pop(self._record, None)
-        try:
-            lease = self._held.pop()
-        except IndexError:  # a signal handler has closed it
-            return
-        try:
-            store.rw.give_back(lease, clears=True)
-        except BaseException:
-            store.work_off()  # once more, at once: others may be waiting for the file
-            raise
+        if self._held:
+            store.rw.give_back(self._held.pop(), clears=True)
+        store.work_off()
 
     def __enter__(self) -> Self:
         return self

@@ -656,6 +656,25 @@ def test_interrupted_close(fs: MemoryFileSystem, mode: str, monkeypatch: pytest.
         pass
 
 
+def test_close_interrupted_at_its_beginning(fs: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything was given back; closing again does no harm to others who have the record by then."""
+
+    class Handles(dict[int, object]):
+        def pop(self, *args: object) -> None:
+            raise KeyboardInterrupt
+
+    fs.write_bytes("/file", b"data")
+    handle = fs.open("/file", "r+b")
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "_handles", Handles(fs._handles))
+        with pytest.raises(KeyboardInterrupt):
+            handle.close()
+    assert handle.closed and fs.locks() == []
+    with fs.open("/file", "r+b"):
+        handle.close()
+        assert len(fs.locks()) == 1
+
+
 def test_interrupted_open(fs: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in open(), after the lock was granted, does not keep it; nor one that comes when it is given back."""
     fs.write_bytes("/file", b"data")
