@@ -208,7 +208,8 @@ class MemoryFileSystem:
         """Create the store *name* and attach it. FileExistsError if it stands; with *exist_ok* that one is attached,
         MFSParameterError if its parameters are others.
 
-        backend: "generation" or "ofd" (slower). max_participants: processes attached at once, at most 256.
+        backend: "generation" or "ofd" (slower; for processors other than x86-64 that may not call membarrier, which is an
+        OSError here). max_participants: processes attached at once, at most 256.
         ResourceWarning if the quota exceeds what /dev/shm, the cgroup or RAM have now.
         """
         names.check_name(name)
@@ -248,7 +249,8 @@ class MemoryFileSystem:
         memory_guard_interval: float = 1.0,
     ) -> MemoryFileSystem:
         """Attach the store *name*. FileNotFoundError if there is none; MFSNotOwnerError, MFSVersionError, MFSLayoutError,
-        MFSUnfinishedStoreError, MFSCorruptStoreError, MFSTooManyParticipantsError say why it can't be attached."""
+        MFSUnfinishedStoreError, MFSCorruptStoreError, MFSTooManyParticipantsError say why it can't be attached; OSError
+        that this process has no membarrier, as in `create`."""
         names.check_name(name)
         guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
         timeout = _check_timeout(default_lock_timeout)

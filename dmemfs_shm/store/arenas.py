@@ -110,11 +110,13 @@ class Arenas:
             except FileNotFoundError:
                 self.store.check_state()
                 raise MFSCorruptStoreError(name.lstrip("/"), 0, "an arena segment", "none") from None
-            found = os.fstat(fd).st_size
-            backed = self.w[arena_at(number) + A_BACKED] * PAGE  # first: others may add memory at this moment, and then say so
-            if found != size_bytes or segment.backed_bytes(fd) < backed:
-                os.close(fd)
-                raise MFSCorruptStoreError(name.lstrip("/"), found, f"an arena of {size_bytes} bytes", found)
+            with segment.closed_on_failure(fd):
+                found = os.fstat(fd).st_size
+                backed = (
+                    self.w[arena_at(number) + A_BACKED] * PAGE
+                )  # first: others may add memory at this moment, and then say so
+                if found != size_bytes or segment.backed_bytes(fd) < backed:
+                    raise MFSCorruptStoreError(name.lstrip("/"), found, f"an arena of {size_bytes} bytes", found)
             old, new = mapped, (life, segment.Segment(name, fd, size_bytes))
             self._mapped[number] = new
             if old is not None:
@@ -174,7 +176,7 @@ class Arenas:
                 segment.set_size(fd, size * PAGE)
             segment.back(fd, name, backed * PAGE, (pages - backed) * PAGE)
         finally:
-            os.close(fd)
+            segment.close_fd(fd)
 
     def _publish(self, number: int, life: int, pages: int, timeout: float | None) -> bool:
         """A_BACKED = pages, unless the arena was trimmed meanwhile: then our segment is a stray and goes."""

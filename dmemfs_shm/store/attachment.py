@@ -25,8 +25,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import posix_ipc
-
 from ..errors import (
     MFSCorruptStoreError,
     MFSLayoutError,
@@ -120,7 +118,7 @@ from .layout import (
 )
 from .mutex import Mutex, OfdMutex, Threads
 from .namespace import Namespace
-from .recovery import Recovery, create_semaphore, membarrier, provide_spares
+from .recovery import Recovery, create_semaphore, provide_spares, require_membarrier, unlink_semaphore
 from .rwlock import FileLocks
 from .section import Section, Sections
 from .tree import NeedNodes, Tree
@@ -372,8 +370,8 @@ class Attachment:
     def leave(self) -> None:
         """Give the slot back and close everything. Takes no mutex: a finaliser may call it.
 
-        What we still hold (views that live on, notes of finalisers) is given back by the slot's next tenant or by whoever
-        reaps it, so the slot then stays marked as ours.
+        What we still hold (views that live on, notes of finalisers, half a copy) is given back by the slot's next tenant
+        or by whoever reaps it, so the slot then stays marked as ours.
         """
         _attached.pop(self._key, None)
         self.is_left = True
@@ -390,19 +388,21 @@ class Attachment:
 
     def _close(self) -> None:
         life, self._life = self._life, None
-        if life is not None:
-            life.release()
-            if not self.forked:
-                self.destroy_if_alone()
-        self.locks.close()
-        if self._presence is not None:
-            self._presence.release()
-        for mutex in self.mutexes:
-            mutex.close()
-        self.arenas.close()
-        with contextlib.suppress(BufferError):
-            self.words.release()
-        self.index.close()
+        try:
+            if life is not None:
+                life.release()
+                if not self.forked:
+                    self.destroy_if_alone()
+        finally:
+            self.locks.close()
+            if self._presence is not None:
+                self._presence.release()
+            for mutex in self.mutexes:
+                mutex.close()
+            self.arenas.close()
+            with contextlib.suppress(BufferError):
+                self.words.release()
+            self.index.close()
 
     # ---- what the living do for the dead, and for their own finalisers
 
@@ -488,6 +488,8 @@ class Attachment:
 
 def create(name: str, parameters: Parameters) -> Attachment:
     """Create a store and attach it. FileExistsError if it stands, MFSNoSpaceError if there is no room for its index."""
+    if parameters.backend != BACKEND_OFD:
+        require_membarrier()
     full = names.index_name(name)
     deadline = time.monotonic() + WAIT_FOR_CREATOR_S
     while True:
@@ -506,9 +508,33 @@ def create(name: str, parameters: Parameters) -> Attachment:
                 if not _same_file(fd, full):  # we were stopped for so long that a destroyer did not wait for us
                     _unmake(fd)
                     continue
-                return _open(name, os.dup(fd))
+                return _open_new(name, full, fd)
+        except BaseException:
+            _clear_unfinished(full)
+            raise
         finally:
-            os.close(fd)
+            segment.close_fd(fd)
+
+
+def _open_new(name: str, full: str, fd: int) -> Attachment:
+    """Attach the store that we have just made; if that fails it goes again, for nobody has been told of it."""
+    try:
+        return _open(name, os.dup(fd))
+    except BaseException:
+        _mark_destroyed(fd)
+        _finish_destroying(full, fd)
+        raise
+
+
+def _clear_unfinished(full: str) -> None:
+    """Creating failed: take an index away that never became a store, unless another process is at work on it."""
+    with contextlib.suppress(OSError):
+        locks = ByteLocks(full)
+        try:
+            if locks.try_lock(LB_INIT) and _same_file(locks.fd, full) and _state(locks.fd) == STATE_INIT:
+                _finish_destroying(full, locks.fd)
+        finally:
+            locks.close()
 
 
 @contextlib.contextmanager
@@ -535,12 +561,12 @@ def _same_file(fd: int, full: str) -> bool:
     try:
         return os.fstat(fd).st_ino == os.fstat(other).st_ino
     finally:
-        os.close(other)
+        segment.close_fd(other)
 
 
 def _state(fd: int) -> int:
     """State of the store in a segment, of whatever version; what is not ours counts as a store that stands."""
-    head = os.pread(fd, W_IDENTITY_END * WORD, 0)
+    head = segment.read(fd, W_IDENTITY_END * WORD, 0)
     if len(head) < W_IDENTITY_END * WORD:
         return STATE_INIT
     words = memoryview(head).cast("Q")
@@ -567,7 +593,6 @@ def _initialise(full: str, fd: int, parameters: Parameters) -> None:
             _write_params(index, w, parameters)
             _write_root(w, layout)
             if parameters.backend != BACKEND_OFD:
-                membarrier()
                 for k in range(MUTEXES):
                     create_semaphore(names.mutex(uuid, k, 0), 1)
                 provide_spares(uuid)
@@ -583,7 +608,7 @@ def _initialise(full: str, fd: int, parameters: Parameters) -> None:
 
 def _wipe(fd: int) -> None:
     """Unlink what a store consists of but its index; the uuid is in the head if its creator came that far."""
-    head = os.pread(fd, W_IDENTITY_END * WORD, 0)
+    head = segment.read(fd, W_IDENTITY_END * WORD, 0)
     if len(head) == W_IDENTITY_END * WORD:
         words = memoryview(head).cast("Q")
         if words[W_MAGIC] in (MAGIC, 0) and words[W_UUID_HIGH]:
@@ -662,17 +687,17 @@ def _attach(name: str, uuid: uuids.UUID | None) -> Attachment:
         try:
             found = read_identity(fd, name)
         except MFSUnfinishedStoreError:
-            os.close(fd)
+            segment.close_fd(fd)
             if time.monotonic() >= deadline or (seen_free and _byte_is_free(full, LB_INIT)):
                 raise
             seen_free = _byte_is_free(full, LB_INIT)  # its creator may have finished since: look once more
             time.sleep(0.002)
             continue
         except BaseException:
-            os.close(fd)
+            segment.close_fd(fd)
             raise
         if uuid is not None and found != uuid:
-            os.close(fd)
+            segment.close_fd(fd)
             raise MFSStoreGoneError(f"The store {name!r} was destroyed; the one that has its name now is another one.")
         return _open(name, fd)
 
@@ -690,17 +715,24 @@ def _byte_is_free(full: str, byte: int) -> bool:
 
 def _open(name: str, fd: int) -> Attachment:
     """Attach the store in an open segment that was found in order; takes over the descriptor."""
-    stat = os.fstat(fd)
+    with segment.closed_on_failure(fd):
+        stat = os.fstat(fd)
     key = (stat.st_dev, stat.st_ino)
     with _attaching:
         store = _attached.get(key)
         if store is not None and not store.forked and store.state == STATE_READY:
-            os.close(fd)
+            segment.close_fd(fd)
             store.users += 1
             return store
         index = segment.Segment(names.index_name(name), fd, stat.st_size)
-        store = Attachment(name, index)
         try:
+            store = Attachment(name, index)
+        except BaseException:
+            index.close()
+            raise
+        try:
+            if store.w[W_BACKEND] != BACKEND_OFD:
+                require_membarrier()
             store.join()
             if store.private:
                 store.hold_life()
@@ -771,7 +803,7 @@ def read_identity(fd: int, name: str, *, any_owner: bool = False) -> uuids.UUID:
     stat = os.fstat(fd)
     if stat.st_uid != os.geteuid() and not any_owner:
         raise MFSNotOwnerError(f"The store {name!r} belongs to uid {stat.st_uid}; only that user may attach it.")
-    head = os.pread(fd, W_IDENTITY_END * WORD, 0)
+    head = segment.read(fd, W_IDENTITY_END * WORD, 0)
     words = memoryview(head.ljust(W_IDENTITY_END * WORD, b"\0")).cast("Q")
     if words[W_MAGIC] == 0:
         raise MFSUnfinishedStoreError(f"The store {name!r} is unfinished: its creator is still at work or died.")
@@ -811,7 +843,7 @@ def _check_sizes(fd: int, name: str, words: Words, size_bytes: int) -> None:
     expect(W_INDEX_BYTES, f"{layout.index_bytes} bytes of index", words[W_INDEX_BYTES] == layout.index_bytes)
     if size_bytes != layout.index_bytes:
         raise MFSCorruptStoreError(where, size_bytes, f"a segment of {layout.index_bytes} bytes", f"{size_bytes} bytes")
-    packed = os.pread(fd, words[W_PARAMS_BYTES], PARAMS_OFFSET)
+    packed = segment.read(fd, words[W_PARAMS_BYTES], PARAMS_OFFSET)
     expect(W_PARAMS_CRC, "the checksum of the parameters", zlib.crc32(packed) == words[W_PARAMS_CRC])
     try:
         parameters = unpack(packed)
@@ -826,7 +858,7 @@ def _check_memory(fd: int, where: str, layout: Layout) -> None:
     """What the words say has memory behind it really has, so that reading it can't end in SIGBUS."""
 
     def word(at: int) -> int:
-        return int.from_bytes(os.pread(fd, WORD, at * WORD), "little")
+        return int.from_bytes(segment.read(fd, WORD, at * WORD), "little")
 
     slots, nodes, buckets = word(SLOTS_BACKED), word(NODE_BACKED), word(BUCKETS_BACKED)
     for at, count, cap in (
@@ -864,12 +896,12 @@ def destroy(name: str) -> None:
             _finish_destroying(full, fd)
             _unmake(fd)  # the creator may have gone on meanwhile; from here on it sees that its index has no name
     finally:
-        os.close(fd)
+        segment.close_fd(fd)
 
 
 def _mark_destroyed(fd: int) -> None:
     """From here on every call of those who are attached fails."""
-    if os.pread(fd, WORD, W_MAGIC * WORD) == MAGIC.to_bytes(WORD, sys.byteorder):
+    if segment.read(fd, WORD, W_MAGIC * WORD) == MAGIC.to_bytes(WORD, sys.byteorder):
         os.pwrite(fd, STATE_DESTROYED.to_bytes(WORD, sys.byteorder), W_STATE * WORD)
 
 
@@ -897,8 +929,7 @@ def _unlink_belongings(uuid: uuids.UUID) -> None:
     for name in segments:
         segment.unlink(name)
     for name in semaphores:
-        with contextlib.suppress(posix_ipc.ExistentialError):
-            posix_ipc.unlink_semaphore(name)
+        unlink_semaphore(name)
 
 
 def prune_private() -> None:

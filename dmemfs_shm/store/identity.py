@@ -23,7 +23,6 @@ parent is killed in the middle of a recovery, or with the OFD backend in any sec
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -47,6 +46,7 @@ from .layout import (
     Layout,
 )
 
+UNLOCK_TRIES = 10
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of Linux: type, whence, start, length, pid
 
 
@@ -62,9 +62,10 @@ class ByteLocks:
     def __init__(self, name: str, fd: int = -1, *, anchored: bool = False) -> None:
         self.name = name
         self.fd = segment.open_fd(name) if fd < 0 else fd
-        self._mark = segment.mark(self.fd) if fd < 0 else -1
-        self._inode = os.fstat(self.fd).st_ino
-        self._anchor = segment.Anchor(self.fd) if anchored else None
+        with segment.closed_on_failure(self.fd):
+            self._mark = segment.mark(self.fd) if fd < 0 else -1
+            self._inode = os.fstat(self.fd).st_ino
+            self._anchor = segment.Anchor(self.fd) if anchored else None
 
     def try_lock(self, byte: int, *, shared: bool = False) -> bool:
         """Lock the byte if nobody else (no other description) has it in a conflicting way."""
@@ -98,7 +99,17 @@ class ByteLocks:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
         except OSError:
             self.check()
-            raise
+            self._unlock_after_all(byte)
+
+    def _unlock_after_all(self, byte: int) -> None:
+        """The kernel may need memory to give a byte back. Nobody else can do it, so it is tried again."""
+        for attempt in range(UNLOCK_TRIES):
+            try:
+                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+                return
+            except OSError:
+                if attempt == UNLOCK_TRIES - 1:
+                    raise
 
     def is_free(self, byte: int) -> bool:
         """Whether nobody else has the byte. Our own description never conflicts with itself; any error is "no"."""
@@ -142,20 +153,18 @@ class ByteLocks:
         try:
             fd = segment.open_fd(self.name)
         except FileNotFoundError:
-            fd = -1
-        if fd < 0 or os.fstat(fd).st_ino != self._inode:
-            if fd >= 0:
-                os.close(fd)
-            raise MFSStoreGoneError("The store was destroyed.")
-        self.fd, self._mark = fd, segment.mark(fd)
-        if self._anchor is not None:
-            self._anchor = segment.Anchor(fd)
+            raise MFSStoreGoneError("The store was destroyed.") from None
+        with segment.closed_on_failure(fd):
+            if os.fstat(fd).st_ino != self._inode:
+                raise MFSStoreGoneError("The store was destroyed.")
+            self.fd, self._mark = fd, segment.mark(fd)
+            if self._anchor is not None:
+                self._anchor = segment.Anchor(fd)
 
     def close(self) -> None:
         """Give all locks back."""
-        with contextlib.suppress(OSError):
-            if not self.is_lost():
-                os.close(self.fd)
+        if not self.is_lost():
+            segment.close_fd(self.fd)
         self.fd = -1
         if self._anchor is not None:
             self._anchor.release()

@@ -34,7 +34,7 @@ from ..errors import (
     MFSParameterError,
     MFSUnfinishedStoreError,
 )
-from . import identity, names, snapshot
+from . import identity, names, segment, snapshot
 from .attachment import Parameters, read_identity
 from .layout import (
     A_BACKED,
@@ -343,7 +343,7 @@ class _Inspector:
     def _condition(self) -> str:
         """What attaching would say; a store whose fingerprint is ours is read on, whatever else is wrong with its head."""
         name, fd = self.observer.name, self.w.fd
-        head = os.pread(fd, W_IDENTITY_END * WORD, 0)
+        head = segment.read(fd, W_IDENTITY_END * WORD, 0)
         ours = len(head) == W_IDENTITY_END * WORD and memoryview(head).cast("Q")[W_FINGERPRINT] == FINGERPRINT
         try:
             read_identity(fd, name, any_owner=True)
@@ -382,7 +382,7 @@ class _Inspector:
         size = self.w[W_PARAMS_BYTES]
         if size > PARAMS_BYTES_MAX:
             raise self.w.damage(W_PARAMS_BYTES, "the length of the parameters", size)
-        packed = os.pread(self.w.fd, size, PARAMS_OFFSET)
+        packed = segment.read(self.w.fd, size, PARAMS_OFFSET)
         if zlib.crc32(packed) != self.w[W_PARAMS_CRC]:
             raise self.w.damage(W_PARAMS_CRC, f"the checksum of the parameters, {zlib.crc32(packed)}", self.w[W_PARAMS_CRC])
         try:

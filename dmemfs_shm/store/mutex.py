@@ -55,6 +55,7 @@ whose acquire was interrupted belongs to nobody.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import sys
@@ -78,6 +79,7 @@ from .layout import (
     generation_at,
     journal_at,
 )
+from .recovery import open_semaphore
 
 if TYPE_CHECKING:
     import uuid as uuids
@@ -375,8 +377,8 @@ class Mutex:
 
     def _open(self, generation: int) -> bool:
         try:
-            semaphore = posix_ipc.Semaphore(names.mutex(self.uuid, self.number, generation))
-        except posix_ipc.ExistentialError:
+            semaphore = open_semaphore(names.mutex(self.uuid, self.number, generation))
+        except FileNotFoundError:
             return False
         old, self._semaphore = self._semaphore, semaphore
         self._try_token, self._give_token = semaphore.acquire, semaphore.release
@@ -505,12 +507,21 @@ class OfdMutex(Mutex):
 
     def _abandon(self, thread: Thread, deadline: float | None = None) -> None:
         if self._gate.get(0) is thread:
-            # Locking what is ours already succeeds; if another process has it, the exception came before we had it.
-            if self.participants.locks.try_lock(LB_MUTEX + self.number):
+            if self._is_ours():
                 roll_back(self.w, self.journal)
                 self.w[self._claim_at] = NO_CLAIM
                 self.participants.locks.unlock(LB_MUTEX + self.number)
             self._gate.pop(0, None)
+
+    def _is_ours(self) -> bool:
+        """Locking what is ours already succeeds; if another process has it, the exception came before we had it.
+
+        Where the kernel has no memory to tell us, the claim does. Without a descriptor we have no lock.
+        """
+        try:
+            return self.participants.locks.try_lock(LB_MUTEX + self.number)
+        except OSError as error:
+            return error.errno != errno.EBADF and self.w[self._claim_at] != NO_CLAIM
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -11,7 +11,6 @@ byte (F_OFD_GETLK) needs no more than the read-only descriptor.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -70,7 +69,7 @@ class Index:
         size_bytes = os.fstat(self.fd).st_size
         if word < 0 or count < 0 or (word + count) * WORD > size_bytes:
             raise self.damage(word, f"a word within the segment of {size_bytes} bytes", word * WORD)
-        data = os.pread(self.fd, count * WORD, word * WORD)
+        data = segment.read(self.fd, count * WORD, word * WORD)
         if len(data) != count * WORD:
             raise self.damage(word, f"{count * WORD} bytes", f"{len(data)}: it was truncated")
         return memoryview(data).cast("Q")
@@ -100,14 +99,14 @@ class Observer:
         self.uid = uid
         full = names.index_name(name, uid)
         self.index = Index(full, segment.open_fd(full, readonly=True))
-        self.locks = ByteLocks(full, os.dup(self.index.fd))
+        with segment.closed_on_failure(self.index.fd):
+            self.locks = ByteLocks(full, os.dup(self.index.fd))
         self._paths: dict[int, str] = {}
         self.use(Layout(1, 0, 0))
 
     def close(self) -> None:
         self.locks.close()
-        with contextlib.suppress(OSError):
-            os.close(self.index.fd)
+        segment.close_fd(self.index.fd)
 
     def use(self, layout: Layout) -> None:
         """From now on regions begin where this layout says."""

@@ -24,11 +24,12 @@ The spare semaphores (SPARES a store) were never opened by anybody, so their val
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import posix_ipc
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .identity import Participants
 
 SPARES = 8  # each recovery with a full /dev/shm takes one, and idle participants keep the old ones mapped
+_MEMBARRIER_QUERY = 0
 _MEMBARRIER_GLOBAL = 1
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 
@@ -151,8 +153,7 @@ class Recovery:
             self._recover_others_of(claimer)
         if self.w[W_STATE] != STATE_READY:  # destroyed meanwhile, perhaps before it could see the new ones
             for name in names.belongings(self.uuid)[1]:
-                with contextlib.suppress(posix_ipc.ExistentialError):
-                    posix_ipc.unlink_semaphore(name)
+                unlink_semaphore(name)
         return free
 
     def _recover(self, number: int) -> bool:
@@ -213,8 +214,8 @@ class Recovery:
 
     def _has_token(self, number: int, g: int) -> bool:
         try:
-            semaphore = posix_ipc.Semaphore(names.mutex(self.uuid, number, g))
-        except posix_ipc.ExistentialError:
+            semaphore = open_semaphore(names.mutex(self.uuid, number, g))
+        except FileNotFoundError:
             return False
         try:
             return bool(semaphore.value > 0)
@@ -228,19 +229,18 @@ class Recovery:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(names.semaphore_path(names.spare(self.uuid, spare)), names.semaphore_path(name))
                 return
-        with contextlib.suppress(posix_ipc.ExistentialError):
-            posix_ipc.unlink_semaphore(name)
+        unlink_semaphore(name)
         create_semaphore(name, 1)
 
     def _clear_away(self, number: int, g: int) -> None:
         """q9: only tidiness; what fails here costs a slice or a page, and the next recovery tries again."""
         name = names.mutex(self.uuid, number, g)
         with contextlib.suppress(Exception):
-            semaphore = posix_ipc.Semaphore(name)
+            semaphore = open_semaphore(name)
             for _ in range(self.participants.layout.slots):
                 semaphore.release()
             semaphore.close()
-            posix_ipc.unlink_semaphore(name)
+            unlink_semaphore(name)
         with contextlib.suppress(Exception):
             provide_spares(self.uuid)
 
@@ -254,38 +254,90 @@ class Recovery:
             self.w[self._claim_at(slot, number)] = NO_CLAIM
 
 
+# ---- semaphores by name, with the errors of files
+
+
+def open_semaphore(name: str) -> posix_ipc.Semaphore:
+    """Open a named semaphore. FileNotFoundError, PermissionError, OSError."""
+    with _errors_of_files(name, errno.ENOENT):
+        return posix_ipc.Semaphore(name)
+
+
 def create_semaphore(name: str, value: int) -> None:
-    """Create a named semaphore that must not exist; MFSNoSpaceError if /dev/shm has no page for it."""
+    """Create a named semaphore that must not exist: FileExistsError. MFSNoSpaceError if /dev/shm has no page for it."""
     try:
-        posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=value).close()
+        with _errors_of_files(name, errno.EEXIST):
+            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=value).close()
     except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
         raise MFSNoSpaceError(
             f"/dev/shm has no room for the semaphore {name.lstrip('/')}: free memory there, or mount it larger."
         ) from error
 
 
+def unlink_semaphore(name: str) -> None:
+    """Take a semaphore's name away; silent if it is gone already."""
+    with contextlib.suppress(FileNotFoundError), _errors_of_files(name, errno.ENOENT):
+        posix_ipc.unlink_semaphore(name)
+
+
+@contextlib.contextmanager
+def _errors_of_files(name: str, existential: int) -> Iterator[None]:
+    try:
+        yield
+    except posix_ipc.ExistentialError:
+        raise OSError(existential, os.strerror(existential), name) from None
+    except posix_ipc.PermissionsError:
+        raise PermissionError(errno.EACCES, "Semaphore of another user", name) from None
+
+
 def provide_spares(uuid: uuids.UUID) -> None:
     """Make the spare semaphores that are missing."""
     for spare in range(SPARES):
-        with contextlib.suppress(posix_ipc.ExistentialError):
+        with contextlib.suppress(FileExistsError):
             create_semaphore(names.spare(uuid, spare), 1)
 
 
-def membarrier() -> None:
-    """Make every store that other processes issued so far visible here. On x86 the fence of each claim already does.
+# ---- membarrier
 
-    OSError where a weakly ordered processor has no membarrier.
-    """
-    machine = os.uname().machine
-    if machine == "x86_64":
+
+def membarrier() -> None:
+    """Make every store that other processes issued so far visible here. On x86 the fence of each claim already does."""
+    if os.uname().machine == "x86_64":
         # Every claim is followed by its own fence (a4), and this one is the recoverer's half of Dekker's rule.
         fence = threading.Lock()
         with fence:
             pass
         return
+    _ask_membarrier(_MEMBARRIER_GLOBAL)
+
+
+def require_membarrier() -> None:
+    """See, before anybody comes to depend on it, that a recovery of this process will have its `membarrier`.
+
+    OSError where a weakly ordered processor has none, or this process may not use it.
+    """
+    if os.uname().machine != "x86_64" and not _ask_membarrier(_MEMBARRIER_QUERY) & _MEMBARRIER_GLOBAL:
+        raise _no_membarrier(errno.EINVAL)
+
+
+def _ask_membarrier(command: int) -> int:
     import ctypes
 
-    number = _SYS_MEMBARRIER.get(machine)
+    number = _SYS_MEMBARRIER.get(os.uname().machine)
+    if number is None:
+        raise _no_membarrier(errno.ENOSYS)
     libc = ctypes.CDLL(None, use_errno=True)
-    if number is None or libc.syscall(number, _MEMBARRIER_GLOBAL, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"membarrier is missing on {machine}: create the store with backend='ofd'")
+    answer = int(libc.syscall(number, command, 0))
+    if answer < 0:
+        raise _no_membarrier(ctypes.get_errno())
+    return answer
+
+
+def _no_membarrier(error: int) -> OSError:
+    return OSError(
+        error,
+        f"This process has no membarrier ({os.strerror(error)}), which the backend 'generation' needs on "
+        f"{os.uname().machine}: create the store with backend='ofd'.",
+    )

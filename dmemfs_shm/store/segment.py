@@ -19,6 +19,7 @@ import itertools
 import mmap
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import posix_ipc
@@ -43,19 +44,19 @@ class Segment:
         self.fd = fd
         self.size_bytes = size_bytes
         prot = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
-        try:
-            self.mm = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, prot)
-        except OSError as error:
-            os.close(fd)
-            if error.errno != errno.ENOMEM:
-                raise
-            raise MFSNoSpaceError(
-                f"Cannot map {size_bytes} bytes of address space for {name}; raise the limit (ulimit -v).",
-                size_bytes,
-                errno.ENOMEM,
-            ) from None
-        self.view = memoryview(self.mm)
-        self._mark = mark(fd)
+        with closed_on_failure(fd):
+            try:
+                self.mm = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, prot)
+            except OSError as error:
+                if error.errno != errno.ENOMEM:
+                    raise
+                raise MFSNoSpaceError(
+                    f"Cannot map {size_bytes} bytes of address space for {name}; raise the limit (ulimit -v).",
+                    size_bytes,
+                    errno.ENOMEM,
+                ) from None
+            self.view = memoryview(self.mm)
+            self._mark = mark(fd)
         self._is_adrift = False
 
     def back(self, offset: int, size: int) -> None:
@@ -71,7 +72,8 @@ class Segment:
             fd = open_fd(self.name)
         except FileNotFoundError:
             raise MFSStoreGoneError("The store was destroyed.") from None
-        self.fd, self._mark = fd, mark(fd)
+        with closed_on_failure(fd):
+            self.fd, self._mark = fd, mark(fd)
 
     def close(self) -> None:
         """Give up the descriptor, and the mapping unless somebody still looks at it.
@@ -80,8 +82,7 @@ class Segment:
         closed behind our back, so was that one, and the mapping stays for as long as the process.
         """
         if is_marked(self.fd, self._mark):
-            with contextlib.suppress(OSError):
-                os.close(self.fd)
+            close_fd(self.fd)
         else:
             self._is_adrift = True
         if self._is_adrift:
@@ -162,6 +163,33 @@ def open_fd(name: str, *, create: bool = False, readonly: bool = False) -> int:
     return int(shm.fd)
 
 
+def close_fd(fd: int) -> None:
+    """Close a descriptor. Linux frees it before anything can fail, so there is nothing to be done about an error."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def closed_on_failure(fd: int) -> Iterator[None]:
+    """Close the descriptor if the block, which makes something that owns it, ends in an exception."""
+    try:
+        yield
+    except BaseException:
+        close_fd(fd)
+        raise
+
+
+def read(fd: int, size: int, offset: int) -> bytes:
+    """*size* bytes of a segment; fewer only at its end."""
+    data = os.pread(fd, size, offset)
+    while len(data) < size:
+        more = os.pread(fd, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
 def set_size(fd: int, size_bytes: int) -> None:
     """Give a segment its size, once. It takes no memory."""
     try:
@@ -202,5 +230,9 @@ def backed_bytes(fd: int) -> int:
 
 def unlink(name: str) -> None:
     """Take a segment's name away; silent if it is gone already."""
-    with contextlib.suppress(posix_ipc.ExistentialError):
+    try:
         posix_ipc.unlink_shared_memory(name)
+    except posix_ipc.ExistentialError:
+        pass
+    except posix_ipc.PermissionsError:
+        raise PermissionError(errno.EACCES, "Segment of another user", name) from None
