@@ -112,9 +112,7 @@ class Arenas:
                 raise MFSCorruptStoreError(name.lstrip("/"), 0, "an arena segment", "none") from None
             with segment.closed_on_failure(fd):
                 found = os.fstat(fd).st_size
-                backed = (
-                    self.w[arena_at(number) + A_BACKED] * PAGE
-                )  # first: others may add memory at this moment, and then say so
+                backed = self.w[arena_at(number) + A_BACKED] * PAGE  # first: others add memory, and then say so
                 if found != size_bytes or segment.backed_bytes(fd) < backed:
                     raise MFSCorruptStoreError(name.lstrip("/"), found, f"an arena of {size_bytes} bytes", found)
             old, new = mapped, (life, segment.Segment(name, fd, size_bytes))

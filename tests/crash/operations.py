@@ -38,7 +38,8 @@ State = dict[str, Any]
 
 
 def content(size: int, kind: int = 1) -> bytes:
-    return bytes((i * 31 + kind * 7 + (i >> 8)) & 0xFF for i in range(min(size, 4096))) * (size // 4096) + bytes(size % 4096)
+    page = bytes((i * 31 + kind * 7 + (i >> 8)) & 0xFF for i in range(min(size, 4096)))
+    return (page * (size // 4096 + 1))[:size]
 
 
 SMALL, OTHER, LARGE, LARGER = content(300), content(700, 2), content(BIG, 3), content(BIG + 20 * KIB, 4)
