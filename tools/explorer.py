@@ -28,6 +28,7 @@ import time
 from array import array
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 FAIR, UNFAIR = True, False  # an unfair step (a kill, an exception, a time-out) is never needed to reach the end
@@ -167,7 +168,13 @@ class Mutant:
 
     def run(self, name: str) -> tuple[Outcome, Outcome]:
         """What the repaired twin comes to, and the mutant."""
-        return Explorer(self.model("")).run(), Explorer(self.model(name)).run()
+        return _twin(self.model("")), Explorer(self.model(name)).run()
+
+
+@cache
+def _twin(model: Model) -> Outcome:
+    """Many mutants have the same twin."""
+    return Explorer(model).run()
 
 
 # ---- the command line

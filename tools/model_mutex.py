@@ -1,29 +1,34 @@
 """Model of the generation mutex, its undo journal, its recovery and the attaching of slots. See explorer.py.
 
-What is modelled.  Breadth-first, every interleaving of processes that each run a program: take one mutex, or m[0] and then
-m[1], change journaled words, release.  One step is one store, load, or system call.  A process can be killed before any step;
-an exception can strike it at any step.  Claim stores pass through a store buffer (TSO), drained by a fence, by a system call,
-or at any time; other stores are sequentially consistent.  RECOVER may be tried at any time, so false suspicion is covered.
+Every interleaving of threads that each run a program: take one mutex, or m[0] and then m[1], change journaled words, release.
+One step is one store, load, or system call; so are the names of the steps, which are those of `mutex` and `recovery`:
 
-    a1 read gen; odd means RECOVER        a2 take the token of S(k,gen), or lose patience and RECOVER
-    a3 claim = gen      a4 fence          a5 gen unchanged: holder      a6 else decide under R;
-                                                                                       R too late: unclaim
+    a0 the gate of the process    a1 read gen; odd means RECOVER    a2 take the token of S(k,gen), or lose patience: RECOVER
+    a3 claim = gen                a4 fence                          a5 gen unchanged: holder      a6 else decide under R
     s  the section: entries, one store of n, new values, perhaps a second batch, n=0 commits
-    r1 claim = NONE     r2 post, at most once
+    r1 claim = NONE               r2 post, at most once             r3 open the gate
     q0 value > 0, and gen even: nothing wrong     q1 a live claim: BUSY        q2 a fresh semaphore for gen+2
     q3 gen+1 (revoke)   q4 membarrier             q5 scan the claims           q6 live: gen back, BUSY
     q7 dead: if it claims m[0] too, recover m[0] first; undo in reverse, n=0, claim = NONE
     q8 gen+2            q9 worthless posts to the old semaphore wake its sleepers
-    x0 an exception: under R roll back the own journal, if the own claim is current; x2 unclaim all; then RECOVER them
+    x  an exception: for each mutex whose gate is ours, m[0] first: let go of R; nothing claimed: RECOVER; a valid claim (put
+       back under R if it is being revoked): undo, unclaim, post; else unclaim; open the gate
+    i  an exception that hits the handler itself: gates stay shut. The thread comes back as another one; whoever finds such a
+       gate does x for it, under the process's half of R
     t1 a new tenant of a dead slot: RECOVER where its claim is current, clear other claims; t2 lock the byte
+
+A process can be killed before any step; an exception can strike at any step, also where R ought to be freed. Claim stores pass
+through a store buffer (TSO), drained by a fence, by a system call, by the GIL, or at any time; other stores are sequentially
+consistent. RECOVER may be tried at any time, so false suspicion is covered. A forked child has its parent's descriptors, so
+that a dead parent looks alive and keeps R, until its hook has closed them.
 
 What is checked in every state: one holder and at most one current claim per mutex; one token at most, none beside a claim; a
 journal is open only under a current claim; whoever enters finds exactly what the last commit left (`wanted`, a ghost), so
-sections are atomic and durable.  From every state the end is reachable by steps of the living alone (AG EF end), unless the
-bound on generations is met.
+sections are atomic and durable. From every state the end is reachable by steps of the living alone (AG EF end), unless the
+bound on generations is met; at the end no claim of the living, no shut gate and no R is left.
 
-What is not: the local gate and threads, R's own two layers, poisoning after a lost liveness lock, fork, weak memory beyond the
-buffered claims, failures of system calls other than q2's, more than two mutexes.
+What is not: the order at the gate; poisoning after a lost liveness lock; weak memory beyond the buffered claims; failures of
+system calls other than q2's and the deadline of R; more than two mutexes.
 """
 
 from __future__ import annotations
@@ -61,8 +66,17 @@ class Call(NamedTuple):
     back: str = "a1"
 
 
-class Process(NamedTuple):
-    """One tenant of a slot."""
+class Abandoning(NamedTuple):
+    """The giving up of mutexes after an exception, one's own, or (mending) those of a thread that left its gate shut."""
+
+    todo: tuple[int, ...]
+    who: int
+    mends: bool = False
+    claim: int = NONE
+
+
+class Thread(NamedTuple):
+    """One thread of a tenant of a slot. It is another one to gates (`life`) after it left a section by two exceptions."""
 
     pc: str
     left: int  # operations still to do
@@ -70,8 +84,17 @@ class Process(NamedTuple):
     at: int = 0  # place in the section, in a scan, in an undo
     gens: tuple[int, ...] = ()  # the generation under which it took each of them
     calls: tuple[Call, ...] = ()
+    giving: Abandoning | None = None
     buffer: tuple[tuple[int, int], ...] = ()  # claim stores on their way: (k, value)
+    life: int = 0
+
+
+class Slot(NamedTuple):
+    """What the threads of a process share."""
+
     locked: bool = True  # the OFD byte: what others take for its life
+    gates: tuple[int, ...] = (NONE, NONE)  # who shut it: the number of a thread and its life
+    local: int = NONE  # the thread that has the process's half of R
 
 
 class State(NamedTuple):
@@ -81,14 +104,25 @@ class State(NamedTuple):
     claims: tuple[tuple[int, ...], ...]
     memory: tuple[int, ...]
     wanted: tuple[int, ...]
-    recoverer: int  # who has R; the kernel frees it with its holder
-    processes: tuple[Process, ...]
+    recoverer: int  # the slot that has R; the kernel frees it with its holder
+    slots: tuple[Slot, ...]
+    threads: tuple[Thread, ...]
+    child: int  # the slot whose process has forked a child that has not closed its descriptors yet
+    budget: Budget
+
+
+class Budget(NamedTuple):
+    """What the environment may still do."""
+
     kills: int
     exceptions: int
     tenants: int
+    forks: int
 
 
-DEAD = Process("dead", 0, locked=False)
+DEAD = Thread("dead", 0)
+LIVES = 100  # thread 2 in its third life is 202 to a gate
+WORKING = "asrqx"  # the first letters of what is done inside the package
 
 
 def stable(gen: int) -> int:
@@ -117,45 +151,62 @@ def section(program: tuple[int, ...], *, batches: int, mutant: str) -> tuple[tup
 
 @dataclass(frozen=True)
 class Generations:
-    """One configuration. programs[s]: the mutexes that slot s takes, in order."""
+    """One configuration. programs[t]: the mutexes that thread t takes, in order; owners[t]: its slot, if not t."""
 
     programs: tuple[tuple[int, ...], ...]
+    owners: tuple[int, ...] = ()
     loops: int = 1
     kills: int = 0
     exceptions: int = 0
     tenants: int = 0
+    forks: int = 0
     generations: int = 2  # how often a mutex can be revoked
     fence: str = "local"  # or "membarrier", or "none"
     batches: int = 1
     wake: bool = False  # q9
+    late: bool = False  # R may not be had by the deadline
     outer_first: bool = False  # release m[0] before m[1]
+    inside: bool = False  # thread 0 begins in its section
     mutant: str = ""
 
     def initial(self) -> State:
         mutexes = tuple(Mutex(0, (1,) + (0,) * self.generations) for _ in range(2))
         zero = (0,) * len(WORDS)
-        processes = tuple(Process("a1", self.loops) for _ in self.programs)
-        claims = ((NONE, NONE),) * len(self.programs)
-        return State(mutexes, claims, zero, zero, NONE, processes, self.kills, self.exceptions, self.tenants)
+        slots = 1 + max(self.slot(t) for t in range(len(self.programs)))
+        threads = tuple(Thread("a1", self.loops) for _ in self.programs)
+        budget = Budget(self.kills, self.exceptions, self.tenants, self.forks)
+        s = State(mutexes, ((NONE, NONE),) * slots, zero, zero, NONE, (Slot(),) * slots, threads, NONE, budget)
+        return self._begun_inside(s, self.programs[0]) if self.inside else s
+
+    def _begun_inside(self, s: State, program: tuple[int, ...]) -> State:
+        for k in program:
+            s = self._claim(self._gate(self._post(s, k, 0, -1), 0, k, 0), self.slot(0), k, 0)
+        return self._go(s, 0, s.threads[0]._replace(depth=len(program), gens=(0,) * len(program)), "s")
+
+    def slot(self, t: int) -> int:
+        """The slot of a thread's process."""
+        return self.owners[t] if self.owners else t
 
     # ----- the invariants
 
-    def released_at(self, slot: int, depth: int) -> int:
+    def released_at(self, t: int, depth: int) -> int:
         """The mutex that goes when `depth` are held."""
-        program = self.programs[slot]
+        program = self.programs[t]
         return program[-depth] if self.outer_first else program[depth - 1]
 
-    def held(self, slot: int, p: Process) -> tuple[int, ...]:
-        """The mutexes whose words this process may believe and change."""
-        if p.pc == "r2":  # unclaimed, not yet posted
-            return tuple(self.released_at(slot, depth) for depth in range(1, p.depth))
+    def held(self, t: int, p: Thread) -> tuple[int, ...]:
+        """The mutexes whose words this thread may believe and change."""
+        if p.giving:
+            return ()
+        if p.pc in ("r2", "r3"):  # unclaimed
+            return tuple(self.released_at(t, depth) for depth in range(1, p.depth))
         if p.pc == "r1":
-            return tuple(self.released_at(slot, depth) for depth in range(1, p.depth + 1))
-        return self.programs[slot][: p.depth] if p.pc[0] in "asbq" else ()
+            return tuple(self.released_at(t, depth) for depth in range(1, p.depth + 1))
+        return self.programs[t][: p.depth] if p.pc[0] in "asq" else ()
 
     def fault(self, s: State) -> str | None:
         """I1 to I3 and what an entrant must find."""
-        held = [self.held(slot, p) for slot, p in enumerate(s.processes)]
+        held = [self.held(t, p) for t, p in enumerate(s.threads)]
         for k, m in enumerate(s.mutexes):
             if sum(k in mutexes for mutexes in held) > 1:
                 return f"two holders of m[{k}]"
@@ -164,154 +215,240 @@ class Generations:
                 return f"two claims of one generation of m[{k}]"
             if m.tokens[m.gen // 2] + claimed > 1 and m.gen % 2 == 0:
                 return f"a second token of m[{k}]"
-            on_the_way = any((k, stable(m.gen)) in p.buffer for p in s.processes)
+            on_the_way = any((k, stable(m.gen)) in p.buffer for p in s.threads)
             if m.n and not claimed and not on_the_way:
                 return f"J[{k}] is open and nobody claims it"
-        for slot, p in enumerate(s.processes):
+        for t, p in enumerate(s.threads):
             fresh = p.pc in ("a1", "a2", "a3", "a5", "a6", "s") and not p.at
-            for k in held[slot] if fresh else ():
+            for k in held[t] if fresh else ():
                 if s.mutexes[k].n:
-                    return f"slot {slot} enters m[{k}] with an open journal"
+                    return f"thread {t} enters m[{k}] with an open journal"
                 if any(s.memory[w] != s.wanted[w] for w, word in enumerate(WORDS) if DOMAIN[word] == k):
-                    return f"slot {slot} enters m[{k}] and finds what nobody committed"
+                    return f"thread {t} enters m[{k}] and finds what nobody committed"
         return None
 
     def ended(self, s: State) -> bool:
         """Everybody is through; or the bound on generations is met and says nothing more."""
-        return all(p.pc in ("done", "dead") for p in s.processes) or any(m.gen // 2 >= self.generations for m in s.mutexes)
+        return all(p.pc in ("done", "dead") for p in s.threads) or any(m.gen // 2 >= self.generations for m in s.mutexes)
 
     def end_fault(self, s: State) -> str | None:
-        """The living leave no claim behind: nobody else may ever clear it."""
-        for slot, p in enumerate(s.processes):
+        """The living leave no claim behind, which nobody else may ever clear, no gate shut and R free."""
+        bounded = not all(p.pc in ("done", "dead") for p in s.threads)
+        for t, p in enumerate(s.threads):
+            slot = s.slots[self.slot(t)]
+            if p.pc != "done" or p.buffer or bounded:
+                continue
             for k, m in enumerate(s.mutexes):
-                if p.pc == "done" and not p.buffer and s.claims[slot][k] == stable(m.gen):
-                    return f"slot {slot} is through and still claims m[{k}]"
+                if s.claims[self.slot(t)][k] == stable(m.gen):
+                    return f"slot {self.slot(t)} is through and still claims m[{k}]"
+                if slot.gates[k] != NONE:
+                    return f"the gate of m[{k}] stays shut"
+            if s.recoverer == self.slot(t):
+                return f"slot {self.slot(t)} is through and has R"
         return None
 
     # ----- the steps
 
     def steps(self, s: State) -> Iterator[Step]:
         """All that can happen next."""
-        for slot, p in enumerate(s.processes):
-            if p.pc == "dead":
-                if s.tenants and p == DEAD and not any(q.pc[0] == "t" for q in s.processes):  # A lets one in at a time
-                    yield f"attach{slot}", UNFAIR, self._attach(s, slot)
-                continue
+        yield from self._environment(s)
+        for t, p in enumerate(s.threads):
             if p.buffer:
-                yield f"drain{slot}", FAIR, self._drained(s, slot)
-            if p.pc == "done":
+                yield f"drain{t}", FAIR, self._drained(s, t)
+            others = [q for u, q in enumerate(s.threads) if u != t and self.slot(u) == self.slot(t)]
+            if p.pc in ("done", "dead") or any(q.buffer for q in others):  # the GIL comes with a barrier
                 continue
-            if s.kills:
-                yield f"KILL{slot}@{p.pc}", UNFAIR, self._killed(s, slot)
-            if s.exceptions and p.pc != "a1" and p.pc[0] in "asrqx":
-                yield f"RAISE{slot}@{p.pc}", UNFAIR, self._raised(s, slot)
-            if s.exceptions and p.pc == "a6" and s.recoverer not in (NONE, slot):
-                yield f"LATE{slot}", UNFAIR, self._late(s, slot, p)
-            for label, successor in getattr(self, "_" + p.pc)(s, slot, p):
-                yield f"{label}{slot}", FAIR, successor
+            if s.budget.exceptions and p.pc[0] in WORKING and not (p.pc == "a1" and not p.depth):
+                for how, successor in self._raised(s, t, p):
+                    spent = s.budget._replace(exceptions=s.budget.exceptions - 1)
+                    yield f"{how}{t}@{p.pc}", UNFAIR, successor._replace(budget=spent)
+            for label, successor in getattr(self, "_" + p.pc)(s, t, p):
+                yield f"{label}{t}", FAIR, successor
+
+    def _environment(self, s: State) -> Iterator[Step]:
+        for slot in range(len(s.slots)):
+            mine = [p for t, p in enumerate(s.threads) if self.slot(t) == slot]
+            dead = all(p.pc == "dead" for p in mine)
+            if s.budget.kills and not dead and any(p.pc != "done" for p in mine):
+                yield f"KILL{slot}", UNFAIR, self._killed(s, slot)
+            if s.budget.tenants and dead and s.child != slot and not any(q.pc[0] == "t" for q in s.threads):  # A: one at a time
+                yield f"attach{slot}", UNFAIR, self._attach(s, slot)
+            if s.budget.forks and not dead:
+                forked = s.budget._replace(forks=s.budget.forks - 1)
+                yield f"fork{slot}", UNFAIR, s._replace(child=slot, budget=forked)
+        if s.child != NONE:
+            yield from self._hook(s, s.child)
 
     def _killed(self, s: State, slot: int) -> State:
-        """SIGKILL: stores that were issued arrive, the kernel's locks are freed."""
-        while s.processes[slot].buffer:
-            s = self._drained(s, slot)
-        if s.recoverer == slot and self.mutant != "r_not_robust":
+        """SIGKILL: stores that were issued arrive, the kernel's locks are freed, unless a child has the descriptors, too."""
+        for t in range(len(s.threads)):
+            while self.slot(t) == slot and s.threads[t].buffer:
+                s = self._drained(s, t)
+        inherited = s.child == slot
+        if s.recoverer == slot and self.mutant != "r_not_robust" and not inherited:
             s = s._replace(recoverer=NONE)
-        return s._replace(processes=put(s.processes, slot, DEAD), kills=s.kills - 1)
+        threads = tuple(DEAD if self.slot(t) == slot else p for t, p in enumerate(s.threads))
+        slots = put(s.slots, slot, Slot(locked=inherited))
+        return s._replace(threads=threads, slots=slots, budget=s.budget._replace(kills=s.budget.kills - 1))
 
-    def _raised(self, s: State, slot: int) -> State:
-        """An exception: R is freed on the way out, the handler begins, or begins again."""
-        p, recoverer = s.processes[slot], NONE if s.recoverer == slot else s.recoverer
+    def _hook(self, s: State, slot: int) -> Iterator[Step]:
+        """The child, first of all, closes the descriptors, and has nothing of what its parent was about."""
+        dead = all(p.pc == "dead" for t, p in enumerate(s.threads) if self.slot(t) == slot)
+        after = s._replace(child=NONE)
+        if dead:
+            after = after._replace(slots=put(s.slots, slot, Slot(locked=False)))
+            if s.recoverer == slot:
+                after = after._replace(recoverer=NONE)
+        if self.mutant == "child_unclaims":
+            after = self._claim(after, slot, 1, NONE)
+        yield f"hook{slot}", FAIR, after
+
+    def _raised(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        """An exception. The handler begins, or begins again; or it hits the handler where nothing is caught.
+
+        On the way out the process's half of R goes; the byte does as well, unless the exception came just before.
+        """
+        slot = s.slots[self.slot(t)]
         if self.mutant == "post_retried" and p.pc == "r2":
-            return self._go(s, slot, p, "r3")._replace(exceptions=s.exceptions - 1)
-        return self._go(s, slot, p._replace(calls=(), depth=0), "x0")._replace(recoverer=recoverer, exceptions=s.exceptions - 1)
+            yield "RAISE", self._go(s, t, p, "r3x")
+            return
+        ours = tuple(k for k in self.programs[t] if slot.gates[k] == self._name(t, p))
+        has_r = slot.local == t
+        out = self._slot(s, t, local=NONE) if has_r else s
+        freed = out._replace(recoverer=NONE) if has_r and s.recoverer == self.slot(t) else out
+        handler = p._replace(calls=(), depth=0, giving=Abandoning(ours, self._name(t, p)))
+        for how, after in (("RAISE", freed), ("RAISE+R", out))[: 1 + (freed != out)]:
+            yield how, self._go(after, t, handler, "x0" if ours else "x5")
+            if p.giving and not p.giving.mends and ours:
+                yield "ESCAPE" + how, self._go(after, t, handler._replace(giving=None), "i")
 
-    def _late(self, s: State, slot: int, p: Process) -> State:
-        """R is not to be had in time: the claim is withdrawn without R, and its token is lost."""
-        if self.mutant != "late_claim_stays":
-            p = p._replace(buffer=(*p.buffer, (self.programs[slot][p.depth], NONE)))
-        return self._go(s, slot, p, "a1")._replace(exceptions=s.exceptions - 1)
+    def _name(self, t: int, p: Thread) -> int:
+        """What a gate knows it by."""
+        return t + LIVES * p.life
 
-    @staticmethod
-    def _drained(s: State, slot: int) -> State:
-        p = s.processes[slot]
+    def _drained(self, s: State, t: int) -> State:
+        p = s.threads[t]
         (k, value), rest = p.buffer[0], p.buffer[1:]
-        claims = put(s.claims, slot, put(s.claims[slot], k, value))
-        return s._replace(claims=claims, processes=put(s.processes, slot, p._replace(buffer=rest)))
+        s = self._claim(s, self.slot(t), k, value)
+        return s._replace(threads=put(s.threads, t, p._replace(buffer=rest)))
 
     @staticmethod
-    def _go(s: State, slot: int, p: Process, pc: str, at: int = 0) -> State:
-        return s._replace(processes=put(s.processes, slot, p._replace(pc=pc, at=at)))
+    def _go(s: State, t: int, p: Thread, pc: str, at: int = 0) -> State:
+        return s._replace(threads=put(s.threads, t, p._replace(pc=pc, at=at)))
 
     @staticmethod
     def _mutex(s: State, k: int, **changes: Any) -> State:
         return s._replace(mutexes=put(s.mutexes, k, s.mutexes[k]._replace(**changes)))
 
+    def _slot(self, s: State, t: int, **changes: Any) -> State:
+        slot = self.slot(t)
+        return s._replace(slots=put(s.slots, slot, s.slots[slot]._replace(**changes)))
+
+    def _gate(self, s: State, t: int, k: int, who: int) -> State:
+        return self._slot(s, t, gates=put(s.slots[self.slot(t)].gates, k, who))
+
     @staticmethod
     def _claim(s: State, slot: int, k: int, value: int) -> State:
-        """A claim store made under R, whose release is a system call: it needs no buffer."""
+        """A claim store that has arrived."""
         return s._replace(claims=put(s.claims, slot, put(s.claims[slot], k, value)))
 
     def _post(self, s: State, k: int, gen: int, tokens: int = 1) -> State:
         m = s.mutexes[k]
         return self._mutex(s, k, tokens=put(m.tokens, gen // 2, m.tokens[gen // 2] + tokens))
 
-    def _operation_over(self, s: State, slot: int, p: Process) -> State:
+    def _operation_over(self, s: State, t: int, p: Thread) -> State:
         left = p.left - 1
-        return self._go(s, slot, p._replace(left=left, depth=0, gens=(), calls=()), "a1" if left else "done")
+        fresh = p._replace(left=left, depth=0, gens=(), calls=(), giving=None)
+        return self._go(s, t, fresh, "a1" if left else "done")
 
     # ----- ACQ
 
-    def _a1(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        k = self.programs[slot][p.depth]
-        gen = s.mutexes[k].gen
-        if gen % 2:
-            yield "odd", self._recover(s, slot, p, k, "a1")
-        else:
-            yield "gen", self._go(s, slot, p._replace(gens=(*p.gens[: p.depth], gen)), "a2")
+    def _i(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        """Outside, having left gates shut: whoever comes mends them; so we are another thread from here on."""
+        renewed = p if self.mutant == "gate_knows_thread" else p._replace(life=p.life + 1)
+        yield "enter", self._go(s, t, renewed, "a1")
 
-    def _a2(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _a1(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        """a0 and a1: the gate, then the generation."""
+        k, slot, me = self.programs[t][p.depth], s.slots[self.slot(t)], self._name(t, p)
+        shut = slot.gates[k]
+        if shut not in (NONE, me):
+            if not self._in_section(s, shut) and slot.local == NONE:
+                giving = Abandoning((k,), shut, mends=True)
+                yield "mend", self._go(self._slot(s, t, local=t), t, p._replace(giving=giving), "x0")
+            return
+        gen = s.mutexes[k].gen
+        s = self._gate(s, t, k, me)
+        if gen % 2:
+            yield "odd", self._recover(s, t, p, k, "a1")
+        else:
+            yield "gen", self._go(s, t, p._replace(gens=(*p.gens[: p.depth], gen)), "a2")
+
+    def _in_section(self, s: State, name: int) -> bool:
+        """Whether the thread that shut a gate is still at it: frames of the package are on its stack."""
+        t, life = name % LIVES, name // LIVES
+        if self.mutant == "gate_of_the_living":
+            return s.threads[t].pc != "dead"
+        return s.threads[t].life == life and s.threads[t].pc[0] in WORKING
+
+    def _a2(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
         if p.buffer:
             return  # a locked instruction waits for the buffer
-        k, gen = self.programs[slot][p.depth], p.gens[p.depth]
+        k, gen = self.programs[t][p.depth], p.gens[p.depth]
         if s.mutexes[k].tokens[gen // 2]:
-            yield "take", self._go(self._post(s, k, gen, -1), slot, p, "a3")
-        yield "patience", self._recover(s, slot, p, k, "a1")
+            yield "take", self._go(self._post(s, k, gen, -1), t, p, "a3")
+        yield "patience", self._recover(s, t, p, k, "a1")
 
-    def _a3(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        k, gen = self.programs[slot][p.depth], p.gens[p.depth]
-        yield "claim", self._go(s, slot, p._replace(buffer=(*p.buffer, (k, gen))), "a5")
+    def _a3(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        k, gen = self.programs[t][p.depth], p.gens[p.depth]
+        yield "claim", self._go(s, t, p._replace(buffer=(*p.buffer, (k, gen))), "a5")
 
-    def _a5(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _a5(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
         if p.buffer and self.fence == "local" and self.mutant != "no_fence":
             return  # a4
-        k, gen = self.programs[slot][p.depth], p.gens[p.depth]
+        k, gen = self.programs[t][p.depth], p.gens[p.depth]
         if s.mutexes[k].gen == gen or self.mutant == "no_a5":
-            yield "valid", self._entered(s, slot, p)
+            yield "valid", self._entered(s, t, p)
         else:
-            yield "revoked", self._go(s, slot, p, "a6")
+            yield "revoked", self._go(s, t, p, "a6")
 
-    def _entered(self, s: State, slot: int, p: Process) -> State:
+    def _entered(self, s: State, t: int, p: Thread) -> State:
         deeper = p._replace(depth=p.depth + 1)
-        return self._go(s, slot, deeper, "a1" if deeper.depth < len(self.programs[slot]) else "s")
+        return self._go(s, t, deeper, "a1" if deeper.depth < len(self.programs[t]) else "s")
 
-    def _a6(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        """Under R, in one step: nobody who matters can see what is between."""
-        if s.recoverer != NONE or p.buffer:
+    def _r_is_free(self, s: State, t: int, p: Thread) -> bool:
+        """Both halves of R could be ours now: a system call, so the buffer is empty. The byte may be ours already."""
+        return not p.buffer and s.slots[self.slot(t)].local in (NONE, t) and s.recoverer in (NONE, self.slot(t))
+
+    def _a6(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        """Under R, in one step: nobody who matters can see what is between; but for an exception that leaves R locked."""
+        k, gen = self.programs[t][p.depth], p.gens[p.depth]
+        if not self._r_is_free(s, t, p):
+            if self.late and s.budget.exceptions:  # R is not to be had in time: the claim goes without it
+                withdrawn = self._claim(s, self.slot(t), k, NONE)
+                spent = s.budget._replace(exceptions=s.budget.exceptions - 1)
+                for how, after in self._raised(withdrawn, t, p):
+                    yield "late" + how, after._replace(budget=spent)
             return
-        k, gen = self.programs[slot][p.depth], p.gens[p.depth]
+        s = s._replace(recoverer=NONE)
         if stable(s.mutexes[k].gen) == gen:
-            yield "keep", self._entered(self._mutex(s, k, gen=gen), slot, p)
+            kept = self._mutex(s, k, gen=gen)
+            yield "keep", self._entered(kept, t, p)
+            if s.budget.exceptions:
+                spent = s.budget._replace(exceptions=s.budget.exceptions - 1)
+                for how, after in self._raised(self._slot(kept, t, local=t)._replace(recoverer=self.slot(t)), t, p):
+                    yield "keep" + how, after._replace(budget=spent)
         else:
             if self.mutant == "a6_posts" and s.mutexes[k].gen % 2 == 0:
                 s = self._post(s, k, s.mutexes[k].gen)
-            yield "drop", self._go(self._claim(s, slot, k, NONE), slot, p, "a1")
+            yield "drop", self._go(self._claim(s, self.slot(t), k, NONE), t, p, "a1")
 
     # ----- the section and REL
 
-    def _s(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        script = section(self.programs[slot], batches=self.batches, mutant=self.mutant)
+    def _s(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        script = section(self.programs[t], batches=self.batches, mutant=self.mutant)
         if p.at == len(script):
-            yield "leave", self._go(s, slot, p, "r2" if self.mutant == "post_before_unclaim" else "r1")
+            yield "leave", self._go(s, t, p, "r2" if self.mutant == "post_before_unclaim" else "r1")
             return
         what, k, value = script[p.at]
         if what == "entry":
@@ -322,218 +459,264 @@ class Generations:
         elif what == "store":
             s = s._replace(memory=put(s.memory, value, s.memory[value] + 1))
         else:
-            if k == self.programs[slot][0]:  # the store that commits
-                mine = [DOMAIN[word] in self.programs[slot] for word in WORDS]
+            if k == self.programs[t][0]:  # the store that commits
+                mine = [DOMAIN[word] in self.programs[t] for word in WORDS]
                 s = s._replace(
                     wanted=tuple(new if own else old for own, new, old in zip(mine, s.memory, s.wanted, strict=True))
                 )
             s = self._mutex(s, k, n=0)
-        yield f"{what}{value}@", self._go(s, slot, p, "s", p.at + 1)
-        if s.exceptions and what == "store":  # an ordinary exception: the holder rolls back and releases in the ordinary way
-            yield "fails", self._go(s, slot, p, "b")._replace(exceptions=s.exceptions - 1)
+        yield f"{what}{value}@", self._go(s, t, p, "s", p.at + 1)
 
-    def _b(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        yield from self._undo(s, slot, p, self.programs[slot][0], "r1")
-
-    def _r1(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        k = self.released_at(slot, p.depth)
+    def _r1(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        k = self.released_at(t, p.depth)
         buffered = p._replace(buffer=(*p.buffer, (k, NONE)))
-        if self.mutant != "post_before_unclaim":
-            yield "unclaim", self._go(s, slot, buffered, "r2")
-        elif p.depth > 1:
-            yield "unclaim", self._go(s, slot, buffered._replace(depth=p.depth - 1), "r2")
-        else:
-            yield "unclaim", self._operation_over(s, slot, buffered)
+        yield "unclaim", self._go(s, t, buffered, "r3" if self.mutant == "post_before_unclaim" else "r2")
 
-    def _r2(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _r2(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
         if p.buffer:
             return
-        k = self.released_at(slot, p.depth)
-        s = self._post(s, k, p.gens[self.programs[slot].index(k)])
-        if self.mutant == "post_before_unclaim":
-            yield "post", self._go(s, slot, p, "r1")
-        elif self.mutant == "post_retried" and s.exceptions:  # the exception strikes when the post is done and not yet noted
-            yield "post", self._go(s, slot, p, "r3")._replace(exceptions=s.exceptions - 1)
-            yield "post", self._posted(s, slot, p)
-        else:
-            yield "post", self._posted(s, slot, p)
+        k = self.released_at(t, p.depth)
+        s = self._post(s, k, p.gens[self.programs[t].index(k)])
+        if self.mutant == "post_retried" and s.budget.exceptions:  # it strikes when the post is done and not yet noted
+            spent = s.budget._replace(exceptions=s.budget.exceptions - 1)
+            yield "post", self._go(s, t, p, "r3x")._replace(budget=spent)
+        yield "post", self._go(s, t, p, "r1" if self.mutant == "post_before_unclaim" else "r3")
 
-    def _r3(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _r3x(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
         """Only in the mutant that posts once more after an exception."""
-        yield "again", self._posted(self._post(s, self.programs[slot][0], p.gens[0]), slot, p)
+        yield "again", self._go(self._post(s, self.programs[t][0], p.gens[0]), t, p, "r3")
 
-    def _posted(self, s: State, slot: int, p: Process) -> State:
+    def _r3(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        s = self._gate(s, t, self.released_at(t, p.depth), NONE)
         if p.depth > 1:
-            return self._go(s, slot, p._replace(depth=p.depth - 1), "r1")
-        return self._operation_over(s, slot, p)
+            yield "gate", self._go(s, t, p._replace(depth=p.depth - 1), "r1")
+        else:
+            yield "gate", self._operation_over(s, t, p)
 
     # ----- RECOVER
 
-    def _recover(self, s: State, slot: int, p: Process, k: int, back: str) -> State:
-        return self._go(s, slot, p._replace(calls=(*p.calls, Call(k, back=back))), "q")
+    def _recover(self, s: State, t: int, p: Thread, k: int, back: str) -> State:
+        return self._go(s, t, p._replace(calls=(*p.calls, Call(k, back=back))), "q")
 
-    def _returned(self, s: State, slot: int, p: Process) -> State:
-        """The innermost RECOVER is over; the outermost frees R."""
-        back, calls = p.calls[-1].back, p.calls[:-1]
+    def _returned(self, s: State, t: int, p: Thread, *, all_: bool = False) -> State:
+        """The innermost RECOVER is over (or all of them); the outermost frees R."""
+        call, calls = (p.calls[0], ()) if all_ else (p.calls[-1], p.calls[:-1])
         if not calls:
-            s = s._replace(recoverer=NONE)
-        return self._go(s, slot, p._replace(calls=calls), back, p.calls[-1].k + 1 if back == "x3" else 0)
+            s = self._r_freed(s, t, p)
+        return self._go(s, t, p._replace(calls=calls), call.back)
 
-    def _q(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        if s.recoverer == NONE and not p.buffer:
-            yield "R", self._go(s._replace(recoverer=slot), slot, p, "q0")
+    def _r_freed(self, s: State, t: int, p: Thread) -> State:
+        mends = p.giving is not None and p.giving.mends
+        return self._slot(s, t, local=t if mends else NONE)._replace(recoverer=NONE)
 
-    def _q0(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _q(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        if self._r_is_free(s, t, p):
+            yield "R", self._go(self._slot(s, t, local=t)._replace(recoverer=self.slot(t)), t, p, "q0")
+        elif self.late and not p.buffer:  # MFSStoreBusyError
+            busy = "x4" if p.giving else "x0"
+            ours = tuple(k for k in self.programs[t] if s.slots[self.slot(t)].gates[k] == self._name(t, p))
+            giving = p.giving or Abandoning(ours, self._name(t, p))
+            yield "late", self._go(s, t, p._replace(calls=(), depth=0, giving=giving), busy)
+
+    def _q0(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
         call = p.calls[-1]
         m = s.mutexes[call.k]
         p = p._replace(calls=(*p.calls[:-1], call._replace(gen=stable(m.gen))))
         if m.gen % 2 == 0 and m.tokens[m.gen // 2]:
-            yield "fine", self._returned(s, slot, p)
+            yield "fine", self._returned(s, t, p)
         else:
-            yield "suspect", self._go(s, slot, p, "q1")
+            yield "suspect", self._go(s, t, p, "q1")
 
-    def _q1(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _q1(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        """Who claims it? A live one: nothing is wrong, and a revocation that its recoverer died in is taken back."""
         k, gen = p.calls[-1][:2]
-        if any(claim[k] == gen and q.locked for claim, q in zip(s.claims, s.processes, strict=True)):
-            yield "busy", self._returned(s, slot, p)
-        elif self.mutant == "post_on_behalf" and not any(claim[k] == gen for claim in s.claims):
-            yield "behalf", self._returned(self._post(s, k, gen), slot, p)
+        claimer = next((slot for slot, claim in enumerate(s.claims) if claim[k] == gen), NONE)
+        if claimer != NONE and s.slots[claimer].locked:
+            yield "busy", self._returned(self._mutex(s, k, gen=gen), t, p)
+        elif self.mutant == "outer_early" and claimer != NONE and k and self._claims_zero(s, claimer):
+            yield "outer", self._go(s, t, p._replace(calls=(*p.calls, Call(0, back="q2"))), "q0")
+        elif self.mutant == "post_on_behalf" and claimer == NONE:
+            yield "behalf", self._returned(self._post(s, k, gen), t, p)
         else:
-            yield "q1", self._go(s, slot, p, "q2")
-
-    def _q2(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        k, gen = p.calls[-1][:2]
-        spare = gen // 2 + 1
-        if spare > self.generations:  # stands for ENOSPC, too: whatever is odd stays odd
-            yield "nospare", self._go(s._replace(recoverer=NONE), slot, p._replace(calls=()), p.calls[0].back)
-        else:
-            tokens = put(s.mutexes[k].tokens, spare, 2 if self.mutant == "spare_two" else 1)
-            yield "spare", self._go(self._mutex(s, k, tokens=tokens), slot, p, "q3")
-
-    def _q3(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        k, gen = p.calls[-1][:2]
-        yield "revoke", self._go(self._mutex(s, k, gen=gen + 1), slot, p, "q4")
-
-    def _q4(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        if self.fence == "membarrier":
-            for other in range(len(s.processes)):
-                while s.processes[other].buffer:
-                    s = self._drained(s, other)
-        yield "barrier", self._go(s, slot, p, "q5")
-
-    def _q5(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        call = p.calls[-1]
-        if p.at == len(s.processes):
-            nobody = "q7e" if self.mutant == "undo_for_nobody" else "q8"
-            yield "scanned", self._go(s, slot, p, "q6" if call.dead != NONE else nobody)
-            return
-        if s.claims[p.at][call.k] == call.gen:
-            p = p._replace(calls=(*p.calls[:-1], call._replace(dead=p.at)))
-        yield f"scan{p.at}@", self._go(s, slot, p, "q5", p.at + 1)
-
-    def _q6(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        k, gen, dead, _ = p.calls[-1]
-        if s.processes[dead].locked and self.mutant != "undo_the_living":
-            yield "abort", self._returned(self._mutex(s, k, gen=gen), slot, p)
-        elif k and self._claims_zero(s, dead) and self.mutant != "inner_first":
-            yield "outer", self._go(s, slot, p._replace(calls=(*p.calls, Call(0, back="q7"))), "q0")
-        else:
-            yield "dead", self._go(s, slot, p, "q7")
+            yield "q1", self._go(s, t, p, "q2")
 
     def _claims_zero(self, s: State, slot: int) -> bool:
         """Does it claim m[0], too? At gen-1, if another recoverer died while it revoked m[0]."""
         gen = s.mutexes[0].gen
         return s.claims[slot][0] == (gen if self.mutant == "outer_exact" else stable(gen))
 
-    def _q7(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _q2(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        k, gen = p.calls[-1][:2]
+        spare = gen // 2 + 1
+        if spare > self.generations:  # stands for ENOSPC, too: whatever is odd stays odd
+            yield "nospare", self._returned(s, t, p, all_=True)
+        else:
+            tokens = put(s.mutexes[k].tokens, spare, 2 if self.mutant == "spare_two" else 1)
+            yield "spare", self._go(self._mutex(s, k, tokens=tokens), t, p, "q3")
+
+    def _q3(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        k, gen = p.calls[-1][:2]
+        yield "revoke", self._go(self._mutex(s, k, gen=gen + 1), t, p, "q4")
+
+    def _q4(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        if self.fence == "membarrier":
+            for other in range(len(s.threads)):
+                while s.threads[other].buffer:
+                    s = self._drained(s, other)
+        yield "barrier", self._go(s, t, p, "q5")
+
+    def _q5(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        call = p.calls[-1]
+        if p.at == len(s.slots):
+            nobody = "q7e" if self.mutant == "undo_for_nobody" else "q8"
+            yield "scanned", self._go(s, t, p, "q6" if call.dead != NONE else nobody)
+            return
+        if s.claims[p.at][call.k] == call.gen:
+            p = p._replace(calls=(*p.calls[:-1], call._replace(dead=p.at)))
+        yield f"scan{p.at}@", self._go(s, t, p, "q5", p.at + 1)
+
+    def _q6(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        k, gen, dead, _ = p.calls[-1]
+        if s.slots[dead].locked and self.mutant != "undo_the_living":
+            yield "abort", self._returned(self._mutex(s, k, gen=gen), t, p)
+        elif k and self._claims_zero(s, dead) and self.mutant not in ("inner_first", "outer_early"):
+            yield "outer", self._go(s, t, p._replace(calls=(*p.calls, Call(0, back="q7"))), "q0")
+        else:
+            yield "dead", self._go(s, t, p, "q7")
+
+    def _q7(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
         k, _, dead, _ = p.calls[-1]
         if self.mutant == "claim_before_undo" and s.claims[dead][k] != NONE:
-            yield "clear", self._go(self._claim(s, dead, k, NONE), slot, p, "q7")
+            yield "clear", self._go(self._claim(s, dead, k, NONE), t, p, "q7")
         else:
-            yield from self._undo(s, slot, p, k, "q7c")
+            yield from self._undo(s, t, p, k, "q7c")
 
-    def _q7e(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _q7e(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
         """Only in the variant that undoes although nobody claims."""
-        yield from self._undo(s, slot, p, p.calls[-1].k, "q8")
+        yield from self._undo(s, t, p, p.calls[-1].k, "q8")
 
-    def _q7c(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _q7c(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
         k, _, dead, _ = p.calls[-1]
-        yield "clear", self._go(self._claim(s, dead, k, NONE), slot, p, "q8")
+        yield "clear", self._go(self._claim(s, dead, k, NONE), t, p, "q8")
 
-    def _undo(self, s: State, slot: int, p: Process, k: int, then: str) -> Iterator[tuple[str, State]]:
+    def _undo(self, s: State, t: int, p: Thread, k: int, then: str) -> Iterator[tuple[str, State]]:
         """Old values in reverse order, then n=0. `at` counts what is done; a second run begins at the beginning."""
         m = s.mutexes[k]
         count = p.at // 8 if self.mutant == "count_before_undo" and p.at >= 8 else m.n
         done = p.at % 8
         if self.mutant == "count_before_undo" and m.n:
-            yield "n=0", self._go(self._mutex(s, k, n=0), slot, p, p.pc, 8 * m.n)
+            yield "n=0", self._go(self._mutex(s, k, n=0), t, p, p.pc, 8 * m.n)
         elif done < count:
             word, old = m.entries[done if self.mutant == "undo_forward" else count - 1 - done]
             s = s._replace(memory=put(s.memory, word, old))
-            yield f"undo{word}@", self._go(s, slot, p, p.pc, p.at + 1)
+            yield f"undo{word}@", self._go(s, t, p, p.pc, p.at + 1)
         else:
-            yield "n=0", self._go(self._mutex(s, k, n=0), slot, p, then)
+            yield "n=0", self._go(self._mutex(s, k, n=0), t, p, then)
 
-    def _q8(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _q8(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
         k, gen = p.calls[-1][:2]
         s = self._mutex(s, k, gen=gen + 2)
-        yield "commit", self._go(s, slot, p, "q9") if self.wake else self._returned(s, slot, p)
+        yield "commit", self._go(s, t, p, "q9") if self.wake else self._returned(s, t, p)
 
-    def _q9(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
+    def _q9(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
         k, gen = p.calls[-1][:2]
-        yield "wake", self._returned(self._post(s, k, gen, len(s.processes)), slot, p)
+        yield "wake", self._returned(self._post(s, k, gen, len(s.slots)), t, p)
 
-    # ----- the handler of an exception
+    # ----- abandon, in the handler of an exception, or for a thread that left its gate shut
 
-    def _x0(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        if s.recoverer == NONE and not p.buffer:
-            yield "xR", self._go(s._replace(recoverer=slot), slot, p, "x2" if self.mutant == "ax_no_rollback" else "x1")
-
-    def _x1(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        home = self.programs[slot][0]
-        gen = s.mutexes[home].gen
-        if s.claims[slot][home] == (gen if self.mutant == "ax_exact" else stable(gen)):
-            yield from self._undo(s, slot, p, home, "x2")
+    def _x0(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        """Let go of R, if an exception kept us from it; then, what is claimed?"""
+        giving = p.giving
+        assert giving
+        if p.buffer or s.slots[self.slot(t)].local not in (NONE, t):
+            return
+        if s.recoverer == self.slot(t) and self.mutant != "r_kept":
+            s = s._replace(recoverer=NONE)
+        k = giving.todo[0]
+        claim = s.claims[self.slot(t)][k]
+        p = p._replace(giving=giving._replace(claim=claim))
+        if claim == NONE:
+            yield "xlost", self._recover(s, t, p, k, "x4")
         else:
-            yield "inert", self._go(s, slot, p, "x2")
+            yield "xclaims", self._go(s, t, p, "x1")
 
-    def _x2(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        """Unclaim, the inner one first, unless the generation is odd and a current claim was not seen (the mutant)."""
-        for k in reversed(self.programs[slot]):
-            current = s.claims[slot][k] == stable(s.mutexes[k].gen) != s.mutexes[k].gen
-            if s.claims[slot][k] != NONE and not (self.mutant == "ax_exact" and current):
-                yield "xunclaim", self._go(self._claim(s, slot, k, NONE), slot, p, "x2")
-                return
-        yield "xfree", self._go(s._replace(recoverer=NONE), slot, p, "x3")
+    def _x1(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        """Is the claim valid? A revocation that was begun is taken back, under R, which is waited for without a deadline."""
+        giving = p.giving
+        assert giving
+        k, claim = giving.todo[0], giving.claim
+        gen = s.mutexes[k].gen
+        roll_back = "x2" if self.mutant == "ax_no_rollback" else "x1u"
+        if gen == claim:
+            yield "xvalid", self._go(s, t, p, roll_back)
+        elif self._r_is_free(s, t, p):
+            s = s._replace(recoverer=NONE)
+            if stable(gen) == claim and self.mutant != "ax_exact":
+                yield "xkeep", self._go(self._mutex(s, k, gen=claim), t, p, roll_back)
+            else:
+                yield "xgone", self._go(s, t, p._replace(giving=giving._replace(claim=NONE)), "x2")
+        elif self.mutant == "r_deadline":
+            yield "xlate", self._go(s, t, p, "x4")
 
-    def _x3(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        k = next((k for k in self.programs[slot] if k >= p.at), None)
-        if k is None:
-            yield "xdone", self._operation_over(s, slot, p)
+    def _x1u(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        assert p.giving
+        yield from self._undo(s, t, p, p.giving.todo[0], "x2")
+
+    def _x2(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        """Unclaim; post if the claim was valid."""
+        giving = p.giving
+        assert giving
+        buffered = p._replace(buffer=(*p.buffer, (giving.todo[0], NONE)))
+        yield "xunclaim", self._go(s, t, buffered, "x3" if giving.claim != NONE else "x4")
+
+    def _x3(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        giving = p.giving
+        assert giving
+        if not p.buffer:
+            yield "xpost", self._go(self._post(s, giving.todo[0], giving.claim), t, p, "x4")
+
+    def _x4(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        """The gate opens, whoever has it."""
+        giving = p.giving
+        assert giving
+        s = self._gate(s, t, giving.todo[0], NONE)
+        rest = giving._replace(todo=giving.todo[1:])
+        yield "xgate", self._go(s, t, p._replace(giving=rest), "x0" if rest.todo else "x5")
+
+    def _x5(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        giving = p.giving
+        assert giving
+        if giving.mends:
+            yield "xmended", self._go(self._slot(s, t, local=NONE), t, p._replace(giving=None), "a1")
+        elif any(shut != NONE and not self._in_section(s, shut) for shut in s.slots[self.slot(t)].gates):
+            # A gate that was left shut waits for the process's next visit: there is one more.
+            yield "xagain", self._go(s, t, p._replace(giving=None, gens=()), "a1")
         else:
-            yield "xrecover", self._recover(s, slot, p, k, "x3")
+            yield "xdone", self._operation_over(s, t, p)
 
     # ----- a new tenant
 
     def _attach(self, s: State, slot: int) -> State:
-        pc = {"attach_blind": "t2", "attach_lock_first": "t1"}.get(self.mutant, "t1")
-        tenant = Process(pc, 1, locked=self.mutant == "attach_lock_first")
-        return s._replace(processes=put(s.processes, slot, tenant), tenants=s.tenants - 1)
+        pc = "t2" if self.mutant == "attach_blind" else "t1"
+        slots = put(s.slots, slot, Slot(locked=self.mutant == "attach_lock_first"))
+        first = next(t for t in range(len(s.threads)) if self.slot(t) == slot)
+        threads = put(s.threads, first, Thread(pc, 1))
+        return s._replace(threads=threads, slots=slots, budget=s.budget._replace(tenants=s.budget.tenants - 1))
 
-    def _t1(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        for k, claim in enumerate(s.claims[slot]):
+    def _t1(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        """Before the byte is locked: recover what the dead one holds, make its other claims void."""
+        for k, claim in enumerate(s.claims[self.slot(t)]):
             gen = s.mutexes[k].gen
             if claim == (gen if self.mutant == "attach_exact" else stable(gen)):
-                yield "trecover", self._recover(s, slot, p, k, "t1")
+                yield "trecover", self._recover(s, t, p, k, "t1")
                 return
             if claim != NONE:
-                if s.recoverer == NONE:
-                    yield "tclear", self._claim(s, slot, k, NONE)
+                yield "tclear", self._claim(s, self.slot(t), k, NONE)
                 return
-        yield "clean", self._go(s, slot, p, "t2")
+        yield "clean", self._go(s, t, p, "t2")
 
-    def _t2(self, s: State, slot: int, p: Process) -> Iterator[tuple[str, State]]:
-        yield "lockbyte", self._go(s, slot, p._replace(locked=True), "a1")
+    def _t2(self, s: State, t: int, p: Thread) -> Iterator[tuple[str, State]]:
+        yield "lockbyte", self._go(self._slot(s, t, locked=True), t, p, "a1")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -544,22 +727,32 @@ OUTER, INNER, BOTH = (0,), (1,), (0, 1)
 CONFIGS: dict[str, Model] = {
     "one2": Generations((INNER, INNER), loops=2, kills=1, batches=2),
     "one2wake": Generations((INNER, INNER), kills=2, wake=True, generations=3),
-    "one2raise": Generations((INNER, INNER), loops=2, exceptions=1, kills=1),
-    "one2raise2": Generations((INNER, INNER), exceptions=2, kills=1, fence="membarrier"),
+    "one2raise": Generations((INNER, INNER), exceptions=1, kills=1),
+    "one2raise2": Generations((INNER, INNER), exceptions=2, fence="membarrier"),
+    "one2raisekill": Generations((INNER, INNER), exceptions=2, kills=1, generations=1),
     "one2attach": Generations((INNER, INNER), kills=2, tenants=1, generations=3),
+    "one2fork": Generations((INNER, INNER), kills=2, forks=1, tenants=1),
+    "one2late": Generations((INNER, INNER), exceptions=1, kills=1, late=True),
     "nested2": Generations((BOTH, INNER), kills=2),
     "nested2raise": Generations((BOTH, INNER), kills=1, exceptions=1),
+    "nested2raise2": Generations((BOTH, INNER), exceptions=2, generations=1),
     "nested2outer": Generations((BOTH, BOTH), kills=1, outer_first=True),
     "nested2attach": Generations((BOTH, INNER), kills=2, tenants=1),
     "one3": Generations((INNER, INNER, INNER), kills=2),
-    "one3membarrier": Generations((INNER, INNER, INNER), kills=2, fence="membarrier"),
-    "one3attach": Generations((INNER, INNER, INNER), kills=1, tenants=1),
+    "one3membarrier": Generations((INNER, INNER, INNER), kills=1, fence="membarrier"),
+    "one3attach": Generations((INNER, INNER, INNER), kills=1, tenants=1, generations=1),
     "nested3": Generations((BOTH, INNER, OUTER), kills=1, generations=1),
     "nested3kill2": Generations((BOTH, INNER, INNER), kills=2, generations=1),
+    # Threads 0 and 1 are one process's.
+    "threads2": Generations((INNER, INNER), (0, 0), loops=2, exceptions=2),
+    "threads2raise3": Generations((INNER, INNER), (0, 0), exceptions=3, generations=1),
+    "threads2nested": Generations((BOTH, BOTH), (0, 0), exceptions=2, generations=1),
+    "threads3": Generations((INNER, INNER, INNER), (0, 0, 1), exceptions=1, kills=1, generations=1),
+    "threads3raise2": Generations((INNER, INNER, INNER), (0, 0, 1), exceptions=2, generations=1),
     # Undoing although nobody claims is no error here: an open journal always has its claim, so there is nothing to undo.
     "undo_for_nobody": Generations((INNER,) * 3, kills=2, generations=1, mutant="undo_for_nobody"),
 }
-QUICK = ("one2", "one2raise", "one2attach", "nested2", "nested2raise")
+QUICK = ("one2wake", "nested2", "nested2outer", "threads2raise3")
 
 
 def _mutant(breaks: str, config: Generations) -> Mutant:
@@ -571,6 +764,7 @@ _PAIR2 = replace(_PAIR, kills=2, generations=2)
 _RAISE = Generations((INNER, INNER), exceptions=1, generations=1)
 _NEST = Generations((BOTH, INNER), kills=1, generations=1)
 _TENANT = Generations((INNER, INNER), kills=1, tenants=1, generations=2)
+_THREADS = Generations((INNER, INNER), (0, 0), exceptions=2, generations=1)
 
 MUTANTS: dict[str, Mutant] = {
     "no_fence": _mutant("the claim is still in the store buffer when gen is read", _PAIR),
@@ -588,12 +782,18 @@ MUTANTS: dict[str, Mutant] = {
     "value_before_count": _mutant("a new value is stored before n is published", _PAIR),
     "ax_no_rollback": _mutant("an exception unclaims and leaves the journal", _RAISE),
     "ax_exact": _mutant("the handler takes an odd gen for the loss of its claim", replace(_RAISE, kills=1)),
+    "r_kept": _mutant("the handler leaves R locked where an exception kept it from being freed", replace(_RAISE, kills=1)),
+    "r_deadline": _mutant("the handler waits for R no longer than a deadline", _RAISE),
+    "gate_knows_thread": _mutant("a thread that left its gate shut walks through it", _THREADS),
+    "gate_of_the_living": _mutant("only the gates of threads that ended are mended", _THREADS),
+    "child_unclaims": _mutant("a forked child ends its parent's section", replace(_PAIR, kills=0, forks=1)),
     "post_retried": _mutant("an exception in REL makes it post again", _RAISE),
-    "late_claim_stays": _mutant("whoever can't have R in time goes away and leaves a claim", replace(_RAISE, kills=1)),
     "inner_first": _mutant("RECOVER(k) does not look at the dead one's m[0]", _NEST),
     "outer_exact": _mutant(
-        "RECOVER(k) takes an odd gen[0] for no claim of m[0]", replace(_NEST, programs=(BOTH, INNER, OUTER), kills=2)
+        "RECOVER(k) takes an odd gen[0] for no claim of m[0]",
+        replace(_NEST, programs=(BOTH, INNER, OUTER), kills=2, inside=True),
     ),
+    "outer_early": _mutant("RECOVER(k) looks at the dead one's m[0] before it revokes", _NEST),
     "two_journals": _mutant("a section under m[0] journals words of domain k into J[k]", _NEST),
     "attach_blind": _mutant("a new tenant takes over current claims", _TENANT),
     "attach_exact": _mutant("a new tenant takes an odd gen for a claim that is inert", replace(_TENANT, kills=2)),
