@@ -337,10 +337,9 @@ class FileLocks:
 
     def _commit(self, mutex: Mutex, plan: Plan, at: int) -> None:
         """Commit, and even the sequence if the transaction left it odd."""
-        if plan:
-            commit(self.w, mutex.journal, plan)
-            if plan.undo is not None:
-                self.w[at + N_SEQ] = plan[at + N_SEQ] + 1
+        commit(self.w, mutex.journal, plan)
+        if plan.undo is not None:
+            self.w[at + N_SEQ] = plan[at + N_SEQ] + 1
 
     def _remove(self, mutex: Mutex, record: int, *, reaped: bool = False, clears: bool = False) -> list[int]:
         """Free a record and grant what that makes possible; the caller holds the mutex of its node."""
