@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,6 +36,7 @@ from dmemfs_shm.store.layout import (
     LOCK_TAIL_SHIFT,
     LOCK_WRITER,
     MUTEXES,
+    N_CREATED,
     N_GENERATION,
     N_LOCK,
     NAMESPACE,
@@ -50,6 +52,8 @@ from dmemfs_shm.store.layout import (
     journal_at,
 )
 from dmemfs_shm.store.lease import Lease
+
+from .processes import Link, child
 
 BOTH = sorted(BACKENDS)
 GENERATION_OF_NODES = 1
@@ -179,6 +183,27 @@ def _make_inside() -> Callable[..., None]:
 
 #: inside(store, number, body, timeout=None): run body() inside a mutex, as a section of the store does.
 inside = _make_inside()
+
+
+def killed_inside(store: Attachment, *numbers: int, begun: int | None = None) -> int:
+    """Somebody is killed inside these mutexes; his slot. begun: he had begun to change that node's time under the first."""
+
+    def die(link: Link) -> None:
+        his = attachment.attach(store.name)
+        thread = his.threads.enter()
+        for number in numbers:
+            his.mutexes[number].acquire(thread)
+        if begun is not None:
+            at, word = journal_at(numbers[0]), store.layout.node_at(begun) + N_CREATED
+            his.w[at + 1], his.w[at + 2], his.w[at] = word, his.w[word], 1
+            his.w[word] = 1234
+        link.send(his.slot)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with child("fork", die) as running:
+        slot = int(running.receive())
+        running.join()
+    return slot
 
 
 def state_of(store: Attachment, record: int) -> int:

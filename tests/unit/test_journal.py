@@ -31,9 +31,14 @@ def stores_of(plan_of: Any) -> tuple[list[tuple[int, int]], list[int], list[int]
     """The stores of committing a plan, and the values before and after."""
     words = fresh_words()
     before = values(words)
-    recorder = Recorder(words)
-    commit(recorder, JOURNAL, plan_of(recorder))
-    return recorder.stores, before, values(words)
+    stores = stores_of_committing(plan_of(words))
+    return stores, before, values(words)
+
+
+def stores_of_committing(plan: Plan) -> list[tuple[int, int]]:
+    recorder = Recorder(plan.w)
+    commit(recorder, JOURNAL, plan)
+    return recorder.stores
 
 
 def five_words(words: Any) -> Plan:
@@ -120,7 +125,7 @@ def test_a_plan_too_large() -> None:
     plan = Plan(recorder)
     for word in range(JOURNAL_ENTRIES_MAX + 1):
         plan[FIRST + word] = 1
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=f"a transaction of {JOURNAL_ENTRIES_MAX + 1} words"):
         commit(recorder, JOURNAL, plan)
     assert recorder.stores == []
     del plan[FIRST]
@@ -136,6 +141,31 @@ def test_nothing_to_roll_back() -> None:
     assert recorder.stores == []
 
 
+def test_two_words_that_never_come_back() -> None:
+    """Each has its own value; the others of the same plan are as before."""
+    words = fresh_words()
+    plan = five_words(words)
+    plan.never_back(FIRST + 1, 70)
+    plan.never_back(FIRST + 3, 71)
+    words = replay(stores_of_committing(plan)[:-1])
+    assert roll_back(words, JOURNAL)
+    assert values(words, 5) == [FIRST, 70, FIRST + 2, 71, FIRST + 4]
+
+
+def test_a_full_journal() -> None:
+    """The largest transaction is rolled back as any other, and the first and the last of the words that may change, too."""
+    words = fresh_words()
+    plan = Plan(words)
+    for word in [STORE, *range(len(words) - JOURNAL_ENTRIES_MAX + 1, len(words))]:
+        plan[word] = plan[word] + 1
+    stores = stores_of_committing(plan)
+    words = replay(stores[:-1])
+    assert words[JOURNAL] == JOURNAL_ENTRIES_MAX and words[STORE] == words[len(words) - 1] == 1
+    assert roll_back(words, JOURNAL) is True
+    assert words[JOURNAL] == words[STORE] == words[len(words) - 1] == 0
+    assert roll_back(words, JOURNAL) is False
+
+
 @pytest.mark.parametrize("count", [JOURNAL_ENTRIES_MAX + 1, 1 << 63])
 def test_damaged_count(count: int) -> None:
     """A count that cannot be is damage, not something to act on."""
@@ -143,7 +173,8 @@ def test_damaged_count(count: int) -> None:
     recorder.words[JOURNAL] = count
     with pytest.raises(MFSCorruptStoreError) as caught:
         roll_back(recorder, JOURNAL)
-    assert (caught.value.offset, caught.value.found) == (8 * JOURNAL, count)
+    assert (caught.value.segment, caught.value.offset, caught.value.found) == ("index", 8 * JOURNAL, count)
+    assert caught.value.expected == f"at most {JOURNAL_ENTRIES_MAX} journal entries"
     assert recorder.stores == []
 
 
@@ -156,5 +187,6 @@ def test_damaged_entry(word: int) -> None:
     recorder.words[JOURNAL + 3], recorder.words[JOURNAL + 4] = word, 5
     with pytest.raises(MFSCorruptStoreError) as caught:
         roll_back(recorder, JOURNAL)
-    assert caught.value.offset == 8 * (JOURNAL + 3)
+    assert (caught.value.segment, caught.value.offset, caught.value.found) == ("index", 8 * (JOURNAL + 3), word)
+    assert caught.value.expected == "a word of the index"
     assert recorder.stores == []

@@ -1,0 +1,524 @@
+"""Seldom turns of the reader-writer locks, each brought about by hand: what changes between looking and queueing, what is
+left when somebody stops in between, and words that cannot be.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import posix_ipc
+import pytest
+
+from dmemfs_shm.errors import (
+    MFSCorruptStoreError,
+    MFSReentrantCallError,
+    MFSStoreGoneError,
+)
+from dmemfs_shm.store import attachment, mutex, names, rwlock
+from dmemfs_shm.store.attachment import Attachment
+from dmemfs_shm.store.journal import Plan
+from dmemfs_shm.store.layout import (
+    FREE,
+    GRANTED,
+    HELD,
+    LOCK_ABANDONED,
+    LOCK_HEAD_SHIFT,
+    LOCK_READERS,
+    LOCK_TAIL_SHIFT,
+    LOCK_WRITER,
+    N_CREATED,
+    N_GENERATION,
+    N_LOCK,
+    N_SEQ,
+    NAMESPACE,
+    PAGE_WORDS,
+    QUEUED,
+    R_SINCE,
+    R_THREAD,
+    REC_DIRTY,
+    REC_DROPPED,
+    REC_NEXT_SHIFT,
+    REC_NODE_SHIFT,
+    REC_PARK_MASK,
+    REC_PARK_SHIFT,
+    REC_STATE,
+    REC_WRITER,
+    RECORD_WORDS,
+    RECORDS,
+    RECORDS_RESERVED,
+    S_EPOCH,
+    S_RECORDS,
+    STATE_DESTROYED,
+    STATE_READY,
+    W_STATE,
+    journal_at,
+)
+
+from ..crash.harness import system_calls
+from ..lockstore import (
+    inside,
+    killed_inside,
+    leftovers,
+    lock,
+    lock_findings,
+    lock_store,
+    queued,
+    settle,
+    state_of,
+    unlock,
+)
+from ..processes import DEADLINE_S, Task, in_thread, until
+from .test_mutex_steps import Signals
+
+NODE = 5
+K = 1 + NODE % 16
+READ, WRITE = 0, REC_WRITER
+
+
+@pytest.fixture
+def store() -> Iterator[Attachment]:
+    """A store, in order and free at the end."""
+    with lock_store() as made:
+        yield made
+        settle(made)
+        assert lock_findings(made) == []
+
+
+@pytest.fixture
+def no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks by himself."""
+    monkeypatch.setattr(rwlock, "SLICE_S", 60.0)
+
+
+def word_at(store: Attachment, word: int = N_LOCK) -> int:
+    return store.layout.node_at(NODE) + word
+
+
+class Waiter:
+    """A thread that asks for the node; it holds it from `record` on, until `end`."""
+
+    def __init__(self, store: Attachment, kind: int, timeout: float | None = None) -> None:
+        self.store, self.go, before = store, threading.Event(), queued(store, NODE)
+        self.records: list[int] = []
+        self.task = Task(self._run, kind, timeout)
+        until(lambda: queued(store, NODE) > before or bool(self.records) or self.task.done, "it waits")
+
+    def _run(self, kind: int, timeout: float | None) -> None:
+        self.records.append(lock(self.store, NODE, kind, timeout))
+        assert self.go.wait(DEADLINE_S)
+        unlock(self.store, self.records[0])
+
+    def end(self) -> None:
+        self.go.set()
+        self.task.result()
+
+
+def holder_of(store: Attachment, kind: int) -> int:
+    """Another thread of ours holds the node; its record."""
+    return int(in_thread(lock, store, NODE, kind))
+
+
+def vanish(store: Attachment, record: int) -> None:
+    """What the record holds is given back, and nobody is granted what that makes possible."""
+    plan = Plan(store.w)
+    store.rw.drop(plan, record, word_at(store))
+
+    def commit() -> None:
+        store.rw._commit(store.mutexes[K], plan, word_at(store))
+
+    inside(store, K, commit)
+    store.rw.free.append(record)
+
+
+# ---- records
+
+
+def test_records_get_memory_page_by_page(store: Attachment) -> None:
+    """When one is leased that has none; also if a signal handler leases the same one at that moment: it gets another."""
+    at, rw = store.layout.slot_at(store.slot) + S_RECORDS, store.rw
+    leased = []
+    while rw._leased != store.w[at]:
+        leased.append(rw.lease())
+    backed = store.w[at]
+    handlers: list[int] = []
+
+    def event(what: str) -> None:
+        if what == "posix_fallocate" and not handlers:
+            handlers.append(0)
+            handlers[0] = rw.lease()
+
+    with system_calls(event):
+        record = rw.lease()
+    assert store.w[at] == backed + PAGE_WORDS // RECORD_WORDS
+    first = store.layout.record_at(store.slot * RECORDS + backed)
+    assert (handlers, record) == ([first], first + RECORD_WORDS)
+    assert rw.number(record) == store.slot * RECORDS + backed + 1 and store.layout.record_at(rw.number(record)) == record
+    rw.free += [*leased, *handlers, record]
+    assert len(rw.records(store.slot)) == store.w[at] - RECORDS_RESERVED
+
+
+def test_announcing(store: Attachment) -> None:
+    """Whose request it is and since when stands in the record."""
+    record, before = store.rw.lease(), time.time_ns()
+    store.rw.announce(record)
+    assert store.w[record + R_THREAD] == store.threads.thread.word
+    assert before <= store.w[record + R_SINCE] <= time.time_ns()
+    store.rw.free.append(record)
+
+
+def test_holds(store: Attachment) -> None:
+    """Every record in use, or those of one node; of all slots, though all of them have memory."""
+    with lock_store(slots=1) as small:
+        assert small.rw.holds() == []
+        record = lock(small, NODE, WRITE)
+        other = lock(small, NODE + 1)
+        hold, _ = small.rw.holds()
+        assert (hold.slot, hold.node, hold.state, hold.writer) == (0, NODE, HELD, True)
+        assert hold.thread == small.threads.thread.word and 0 < hold.since_ns <= time.time_ns()
+        assert [(each.node, each.writer) for each in small.rw.holds(NODE + 1)] == [(NODE + 1, False)]
+        unlock(small, record)
+        unlock(small, other)
+
+
+def test_inside_a_section(store: Attachment) -> None:
+    """A handler that comes to lock or unlock there is refused, and nothing changes."""
+    record = lock(store, NODE)
+
+    def body() -> None:
+        with pytest.raises(MFSReentrantCallError):
+            store.rw.unlock(record)
+        assert state_of(store, record) == HELD
+
+    inside(store, K + 1, body)
+    store.threads.thread.inside = True  # as two exceptions in a row leave it: then it is none
+    unlock(store, record)
+    store.threads.thread.inside = True
+    unlock(store, lock(store, NODE))
+
+
+def test_locking_in_vain(store: Attachment) -> None:
+    """A node that cannot be is damage, a store that is gone is said to be; no mutex stays shut, the record is free."""
+    record = store.rw.lease()
+    with pytest.raises(MFSCorruptStoreError, match="numbers that lead somewhere"):
+        store.rw.lock(0xFFFFFFF0, 1, 0, record, READ, None)
+    store.w[W_STATE] = STATE_DESTROYED
+    with pytest.raises(MFSStoreGoneError):
+        store.rw.lock(NODE, 1, 0, record, READ, None)
+    with pytest.raises(MFSStoreGoneError):
+        store.rw.reap(store.slot, store.participants.epoch(store.slot), None)
+    store.w[W_STATE] = STATE_READY
+    assert state_of(store, record) == FREE and not any(each._gate for each in store.mutexes)
+    store.rw.free.append(record)
+
+
+# ---- giving back
+
+
+def test_giving_back(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free is only returned; what is held is given back; what cannot be now is left a note of."""
+    rw = store.rw
+    record = rw.lease()
+    rw.give_back(record)
+    assert rw.free == [record]
+    record = lock(store, NODE, WRITE)
+    store.w[word_at(store)] |= LOCK_ABANDONED
+    rw.give_back(record)
+    assert rw.free == [record] and store.w[word_at(store)] == LOCK_ABANDONED
+    store.w[word_at(store)] = 0
+    record = lock(store, NODE)
+    monkeypatch.setattr(mutex, "GRACE_S", 0.02)
+    store.patience = 0.0
+    inside(store, K, lambda: in_thread(rw.give_back, record))
+    assert list(store.dropped) == [record] and store.w[record] & REC_DROPPED and not rw.free
+    store.work_off()
+    assert state_of(store, record) == FREE and rw.free == [record]
+
+
+def test_giving_back_fails(store: Attachment) -> None:
+    """Any other exception goes on, with a note left; a word that leads nowhere is damage."""
+    record = lock(store, NODE)
+    right = store.w[record]
+    store.w[record] = HELD | 0xFFFFFFF0 << REC_NODE_SHIFT
+    for call in (store.rw.give_back, store.rw.unlock):
+        with pytest.raises(MFSCorruptStoreError, match="numbers that lead somewhere"):
+            call(record)
+    assert list(store.dropped) == [record] and not any(each._gate for each in store.mutexes)
+    store.w[record] = right
+    store.work_off()
+    assert store.rw.free == [record]
+
+
+def test_working_off_a_note(store: Attachment) -> None:
+    """Free: returned once. Held: given back. Waiting still, or granted: taken back."""
+    rw = store.rw
+    record = rw.lease()
+    rw.release_later(record)
+    assert store.w[record] == 0, "nothing is marked that is not held"
+    store.work_off()
+    rw.release_now(record)
+    assert rw.free == [record]
+    reader = holder_of(store, READ)
+    for state in (QUEUED, GRANTED):
+        record = rw.lease()
+        if state == QUEUED:
+            store.w[record] = QUEUED | WRITE | NODE << REC_NODE_SHIFT
+            store.w[word_at(store)] = 1 | rw.number(record) << LOCK_HEAD_SHIFT | rw.number(record) << LOCK_TAIL_SHIFT
+        else:
+            store.w[record], store.w[word_at(store)] = GRANTED | NODE << REC_NODE_SHIFT, 2
+        rw.release_now(record)
+        assert state_of(store, record) == FREE and store.w[word_at(store)] == 1 and rw.free == [record]
+    unlock(store, reader)
+
+
+# ---- reaping
+
+
+def test_reaping_finishes_what_the_dead_was_doing_first(store: Attachment) -> None:
+    """An open journal of m[0] may hold his records: it is rolled back before any of them is believed."""
+    word = store.layout.node_at(NODE) + N_CREATED
+    store.w[word] = 17
+    slot = killed_inside(store, 0, begun=NODE)
+    assert store.rw.reap(slot, store.participants.epoch(slot), 20.0)
+    assert store.w[word] == 17 and store.w[journal_at(0)] == 0
+
+
+def test_reaping_a_slot_with_a_new_tenant(store: Attachment) -> None:
+    """Nothing is freed, and it is said."""
+    record = lock(store, NODE)
+    assert not store.rw.reap(store.slot, store.w[store.layout.slot_at(store.slot) + S_EPOCH] + 1, 20.0)
+    assert state_of(store, record) == HELD
+    unlock(store, record)
+
+
+def test_reaping_fails(store: Attachment) -> None:
+    """At a record that cannot be: damage, and no mutex stays shut."""
+    record = store.rw.lease()
+    store.w[record] = HELD | 0xFFFFFFF0 << REC_NODE_SHIFT
+    with pytest.raises(MFSCorruptStoreError):
+        store.rw.reap(store.slot, store.participants.epoch(store.slot), 20.0)
+    assert not any(each._gate for each in store.mutexes)
+    store.w[record] = FREE
+    store.rw.free.append(record)
+
+
+@pytest.mark.parametrize("mark", [0, REC_DIRTY, REC_DIRTY | REC_DROPPED])
+@pytest.mark.parametrize("state", [GRANTED, HELD])
+def test_what_reaping_leaves_of_a_writer(store: Attachment, state: int, mark: int) -> None:
+    """Abandoned is a file that its dead writer was changing: he had begun, and had not given it up himself."""
+    slot = killed_inside(store)
+    record = store.rw.records(slot)[0]
+    store.w[record], store.w[word_at(store)] = state | WRITE | mark | NODE << REC_NODE_SHIFT, LOCK_WRITER
+    before = store.w[word_at(store, N_SEQ)]
+    assert store.rw.reap(slot, store.participants.epoch(slot), 20.0)
+    abandoned = state == HELD and mark == REC_DIRTY
+    assert store.w[record] == FREE and store.w[word_at(store)] == LOCK_ABANDONED * abandoned
+    assert store.w[word_at(store, N_SEQ)] == before + 2
+    store.w[word_at(store)] = 0
+
+
+# ---- words that cannot be
+
+
+def test_a_queue_without_an_end(store: Attachment) -> None:
+    """Two records that point at each other: whoever leaves the queue behind them says so, and does not look for ever."""
+    rw, (one, two, gone) = store.rw, [store.rw.lease() for _ in range(3)]
+    numbers = [rw.number(record) for record in (one, two, gone)]
+    holder = holder_of(store, WRITE)
+    word = QUEUED | WRITE | NODE << REC_NODE_SHIFT
+    store.w[one], store.w[two], store.w[gone] = word | numbers[1] << REC_NEXT_SHIFT, word | numbers[0] << REC_NEXT_SHIFT, word
+    lock_word = LOCK_WRITER | numbers[0] << LOCK_HEAD_SHIFT | numbers[2] << LOCK_TAIL_SHIFT
+    store.w[word_at(store)] = lock_word
+    with pytest.raises(MFSCorruptStoreError, match="a queue that ends") as caught:
+        rw.unlock(gone)
+    assert (caught.value.segment, caught.value.offset, caught.value.found) == ("index", 8 * word_at(store), lock_word)
+    store.w[one] = store.w[two] = store.w[gone] = FREE
+    store.w[word_at(store)] = LOCK_WRITER
+    rw.free += [one, two, gone]
+    unlock(store, holder)
+
+
+@pytest.mark.parametrize("damage", ["free", "of another node", "no record"])
+def test_a_queue_of_others(store: Attachment, damage: str) -> None:
+    """What the queue names must be a record that waits for this node."""
+    record = store.rw.lease()
+    number = store.rw.number(record)
+    if damage == "of another node":
+        store.w[record] = QUEUED | (NODE + 1) << REC_NODE_SHIFT
+    elif damage == "no record":
+        number = store.layout.slots * RECORDS + 7
+    store.w[word_at(store)] = number << LOCK_HEAD_SHIFT | number << LOCK_TAIL_SHIFT
+    with pytest.raises(MFSCorruptStoreError, match=f"a record queued for node {NODE}") as caught:
+        lock(store, NODE, READ, 0.0)
+    assert caught.value.offset == 8 * store.layout.record_at(number)
+    store.w[word_at(store)], store.w[record] = 0, FREE
+    store.rw.free.append(record)
+
+
+# ---- between looking and queueing
+
+
+@pytest.mark.parametrize("timeout", [0.0, None])
+@pytest.mark.parametrize("word", ["generation", "namespace"])
+def test_another_node_when_it_comes_to_queue(
+    store: Attachment, monkeypatch: pytest.MonkeyPatch, timeout: float | None, word: str
+) -> None:
+    """The caller is told to look again, and nothing is left."""
+    at = word_at(store, N_GENERATION) if word == "generation" else NAMESPACE
+    holder = holder_of(store, WRITE)
+    own_hold = rwlock._Request._own_hold
+
+    def changed_meanwhile(self: Any) -> bool:
+        store.w[at] += 2
+        return own_hold(self)
+
+    monkeypatch.setattr(rwlock._Request, "_own_hold", changed_meanwhile)
+    record, before = store.rw.lease(), store.w[at]
+    assert not store.rw.lock(NODE, 1, store.w[NAMESPACE], record, WRITE, timeout)
+    assert state_of(store, record) == FREE and store.w[word_at(store)] == LOCK_WRITER
+    monkeypatch.undo()
+    store.w[at] = before
+    store.rw.free.append(record)
+    unlock(store, holder)
+
+
+@pytest.mark.parametrize("kind", [READ, WRITE])
+@pytest.mark.parametrize("timeout", [0.0, 20.0, None])
+def test_free_when_it_comes_to_queue(
+    store: Attachment, monkeypatch: pytest.MonkeyPatch, timeout: float | None, kind: int, no_slices: None
+) -> None:
+    """It is taken at once."""
+    holder = holder_of(store, WRITE)
+    own_hold = rwlock._Request._own_hold
+
+    def left_meanwhile(self: Any) -> bool:
+        in_thread(store.rw.unlock, holder)
+        return own_hold(self)
+
+    monkeypatch.setattr(rwlock._Request, "_own_hold", left_meanwhile)
+    record = lock(store, NODE, kind, timeout)
+    monkeypatch.undo()
+    assert state_of(store, record) == HELD and store.w[word_at(store)] == (LOCK_WRITER if kind else 1)
+    assert lock_findings(store, all_free=False) == []
+    unlock(store, record)
+
+
+@pytest.mark.parametrize("timeout", [0.0, None])
+def test_a_queue_that_nobody_moved_on(store: Attachment, timeout: float | None, no_slices: None) -> None:
+    """Whoever comes grants what can be granted, wakes those, and has his own share if he may."""
+    holder = holder_of(store, WRITE)
+    first = Waiter(store, READ)
+    vanish(store, holder)
+    assert queued(store, NODE) == 1 and store.w[word_at(store)] & LOCK_READERS == 0
+    record = lock(store, NODE, READ, timeout)
+    assert store.w[word_at(store)] == 2
+    until(lambda: bool(first.records), "the other one was woken")
+    unlock(store, record)
+    first.end()
+
+
+def test_a_queue_that_its_own_head_moves_on(store: Attachment) -> None:
+    """It looks after a slice, and grants itself what nobody granted."""
+    holder = holder_of(store, READ)
+    waiter = Waiter(store, WRITE)
+    vanish(store, holder)
+    until(lambda: bool(waiter.records), "it has it")
+    assert not store.w[waiter.records[0]] >> REC_PARK_SHIFT & REC_PARK_MASK, "nobody is to wake it any more"
+    waiter.end()
+
+
+# ---- waiting
+
+
+def test_signals_while_waiting(store: Attachment, no_slices: None) -> None:
+    """A handler runs, and the wait goes on."""
+    holder, hits = Waiter(store, WRITE), []
+
+    def act(frame: FrameType) -> None:
+        if frame.f_code.co_name == "_sleep" and "rest" in frame.f_locals:
+            hits.append(frame.f_lineno)
+            if len(hits) == 3:
+                holder.go.set()
+
+    with Signals(act):
+        unlock(store, lock(store, NODE, WRITE))
+    assert len(hits) >= 3
+    holder.end()
+
+
+def test_destroyed_while_waiting(no_slices: None) -> None:
+    """Whoever waits is told; the request is not taken back from what is gone."""
+    with lock_store() as store:
+        holder_of(store, WRITE)
+        task = Task(lock, store, NODE, WRITE, 20.0)
+        until(lambda: queued(store, NODE) == 1, "it waits")
+        (hold,) = [hold for hold in store.rw.holds(NODE) if hold.state == QUEUED]
+        store.w[W_STATE] = STATE_DESTROYED
+        park = next(key for key in store.rw._semaphores if key[0] == hold.slot)
+        store.rw._semaphores[park].release()
+        with pytest.raises(MFSStoreGoneError):
+            task.result()
+        store.w[W_STATE] = STATE_READY
+        assert queued(store, NODE) == 1
+        attachment.destroy(store.name)
+
+
+def test_parking_in_a_store_that_is_destroyed(store: Attachment) -> None:
+    """The semaphore that is made then, perhaps after the destroyer has looked, does not stay."""
+    store.w[W_STATE] = STATE_DESTROYED
+    semaphore = store.rw._park(store.slot, 1, create=True)
+    assert not [entry for entry in leftovers(store.uuid.hex) if entry.endswith(f".p{store.slot}.1")]
+    store.w[W_STATE] = STATE_READY
+    semaphore.close()
+    del store.rw._semaphores[store.slot, 1]
+
+
+def test_parking(store: Attachment) -> None:
+    """A semaphore of one's own for as long, without a token that is left from before; then it is the next one's."""
+    with store.rw.parking() as (number, semaphore):
+        assert number == 1 and semaphore is not None and semaphore.value == 0
+        with store.rw.parking() as (other, another):
+            assert other == 2 and another is not semaphore
+        semaphore.release()
+        semaphore.release()
+    with store.rw.parking() as (number, semaphore):
+        assert number == 1 and semaphore is not None and semaphore.value == 0
+    assert store.rw._parks == [2, 1] and store.rw._parks_made == 2
+
+
+def test_no_room_for_parking(store: Attachment) -> None:
+    """Then there is none, and the place is kept for later."""
+
+    def event(what: str) -> None:
+        if what == "sem_open":
+            raise OSError(28, "no room")
+
+    with system_calls(event):
+        with store.rw.parking() as found:
+            assert found == (0, None)
+    assert store.rw._parks == [1]
+    holder = holder_of(store, WRITE)
+    with system_calls(event):
+        waiter = Waiter(store, READ)
+        (word,) = [word for record in store.rw.records(store.slot) if (word := store.w[record]) & REC_STATE == QUEUED]
+        assert word >> REC_PARK_SHIFT & REC_PARK_MASK == 0
+        unlock(store, holder)
+        until(lambda: bool(waiter.records), "it looks by itself")
+    waiter.end()
+
+
+def test_waking_who_cannot_be(store: Attachment) -> None:
+    """A record without a semaphore, or whose semaphore is gone, is not woken; that is no error."""
+    record = store.rw.lease()
+    store.rw.post(record)
+    store.w[record] = GRANTED | 9 << REC_PARK_SHIFT | NODE << REC_NODE_SHIFT
+    store.rw.post(record)
+    semaphore = posix_ipc.Semaphore(names.park(store.uuid, store.slot, 9), posix_ipc.O_CREX, mode=0o600, initial_value=0)
+    store.rw.post(record)
+    assert semaphore.value == 1
+    semaphore.close()
+    store.w[record] = FREE
+    store.rw.free.append(record)
