@@ -92,7 +92,6 @@ GRACE_S = 1.0  # a mutex is waited for at least so long: less proves nothing but
 SPINS = 20
 LOOKS_UNFAIR = 6  # about a millisecond. The semaphore drops the GIL behind the gate, so who just looks may always find it shut
 ABANDON_TRIES = 100
-PATIENCE_S_MAX = 0.8
 
 _STORE = os.path.dirname(__file__) + os.sep
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -333,7 +332,7 @@ class Mutex:
     def _take(self, timeout: float | None) -> int:
         """a1 and a2 the slow way; the generation whose token was taken."""
         deadline = _deadline(timeout)
-        busy, patience = 0, SLICE_S
+        busy = 0
         while True:
             if self.w[W_STATE] != STATE_READY:
                 raise MFSStoreGoneError("The store was destroyed.")
@@ -344,18 +343,17 @@ class Mutex:
             if g != self._generation and not self._open(g):
                 time.sleep(0.0005)  # revoked this very moment, or its semaphore was taken away by force
                 busy += 1
-            elif self._try(patience, deadline):
+            elif self._try(deadline):
                 return g
             else:
                 busy += 1
             if busy >= 2:
                 busy = 0
-                if not self.recovery.recover(self.number, deadline):
-                    patience = min(2 * patience, PATIENCE_S_MAX)
+                self.recovery.recover(self.number, deadline)
             if deadline is not None and time.monotonic() >= deadline:
                 raise MFSStoreBusyError(self._who())
 
-    def _try(self, patience: float, deadline: float | None) -> bool:
+    def _try(self, deadline: float | None) -> bool:
         """Take the token within a slice: first without sleeping, most sections are over by then."""
         acquire = self._semaphore.acquire
         for _ in range(SPINS):
