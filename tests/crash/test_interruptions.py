@@ -120,9 +120,9 @@ class Victim:
         self.fault = fault
         self.joins = self.operation.joins
         self.fs: MemoryFileSystem | None = None
-        self.unraisable: list[BaseException] = []
+        self.unraisable: list[type[BaseException]] = []  # not the exceptions, which keep the frames that they came through
         self.struck = 0
-        sys.unraisablehook = lambda args: self.unraisable.append(args.exc_value or SystemError())
+        sys.unraisablehook = lambda args: self.unraisable.append(args.exc_type)
         warnings.simplefilter("ignore")
         gc.freeze()
 
@@ -159,7 +159,7 @@ class Victim:
     def judge(self, where: str) -> None:
         """The next operation of ours, then the peer's verdict."""
         missing = self._next_operation()
-        if missing or any(type(error) is not KeyboardInterrupt for error in self.unraisable):
+        if missing or any(kind is not KeyboardInterrupt for kind in self.unraisable):
             raise AssertionError(f"interrupted at {where}: {missing} {self.unraisable}")
         self.unraisable.clear()
         self.fault.ask(f"judge {json.dumps(where)}")
