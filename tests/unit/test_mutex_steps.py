@@ -17,7 +17,7 @@ import posix_ipc
 import pytest
 
 from dmemfs_shm.errors import MFSReentrantCallError, MFSStoreBusyError, MFSStoreGoneError
-from dmemfs_shm.store import mutex, names
+from dmemfs_shm.store import mutex, names, recovery
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.identity import ByteLocks
 from dmemfs_shm.store.layout import (
@@ -142,6 +142,18 @@ def test_the_gate_while_inside(either: Attachment) -> None:
     inside(either, K, body)
     assert not each._gate and not thread.inside and each.holder() is None
     assert either.w[claim_at(either)] == NO_CLAIM
+
+
+def test_leaving_the_inner_one(either: Attachment) -> None:
+    """It is free for others then, and the thread is still inside the outer one."""
+    outer, inner, thread = either.mutexes[0], either.mutexes[K], either.threads.enter()
+    outer.acquire(thread)
+    inner.acquire(thread)
+    inner.release_inner()
+    assert not inner._gate and inner.holder() is None and outer.holder() == either.slot and thread.inside
+    in_thread(inside, either, K, nothing)
+    outer.release(thread)
+    assert not thread.inside
 
 
 def test_who_waits_first_is_let_in_first(either: Attachment) -> None:
@@ -363,11 +375,17 @@ def test_a_semaphore_taken_away(store: Attachment, monkeypatch: pytest.MonkeyPat
     """Somebody unlinked it by force: looked for twice, then the generation is revoked."""
     store.mutexes[K].close()
     posix_ipc.unlink_semaphore(names.mutex(store.uuid, K, 0))
-    calls: list[int] = []
-    real = store.recovery.recover
-    monkeypatch.setattr(type(store.recovery), "recover", lambda _, k, deadline: (calls.append(k), real(k, deadline))[1])
+    steps: list[str] = []
+    recover, opening = store.recovery.recover, mutex.Mutex._open
+
+    def said(what: str, call: Callable[..., Any], *args: Any) -> Any:
+        steps.append(what)
+        return call(*args)
+
+    monkeypatch.setattr(recovery.Recovery, "recover", lambda _, *args: said("recover", recover, *args))
+    monkeypatch.setattr(mutex.Mutex, "_open", lambda each, *args: said("open", opening, each, *args))
     inside(store, K, nothing)
-    assert store.w[generation_at(K)] == 2 and calls == [K]
+    assert store.w[generation_at(K)] == 2 and steps == ["open", "open", "recover", "open"]
 
 
 def test_the_old_semaphore_is_closed(store: Attachment) -> None:

@@ -112,12 +112,15 @@ def test_a_dead_holder(store: Attachment) -> None:
 
 def test_a_dead_holder_of_several(store: Attachment) -> None:
     """All that it had is free again with the first of them, the words of m[0]'s journal before those of the others."""
+    lose_the_token(store, 1)
+    assert store.recovery.recover(1, None)  # so that not all generations are the same
+    store.recovery.events.clear()
     slot = killed_inside(store, 0, K, OTHER, begun=5)
     assert store.recovery.recover(K, None)
-    assert [number for number in range(MUTEXES) if generation(store, number)] == [0, K, OTHER]
+    assert [number for number in range(MUTEXES) if generation(store, number)] == [0, 1, K, OTHER]
     assert {store.w[claim_at(store, slot, number)] for number in range(MUTEXES)} == {NO_CLAIM}
     first, *others = store.recovery.events
-    assert "mutex 0 " in first and f"mutex {K} " in others[0] and store.w[RECOVERIES] == 3
+    assert "mutex 0 " in first and f"mutex {K} " in others[0] and store.w[RECOVERIES] == 4
 
 
 def test_a_dead_holder_of_one_that_left_another_behind(store: Attachment) -> None:
@@ -184,6 +187,20 @@ def test_a_semaphore_that_is_gone(store: Attachment) -> None:
     posix_ipc.unlink_semaphore(names.mutex(store.uuid, K, 0))
     assert store.recovery.recover(K, None)
     assert generation(store, K) == 2
+
+
+def mapped(store: Attachment, number: int) -> int:
+    """How many semaphores of a mutex this process has open."""
+    with open("/proc/self/maps") as maps:
+        return sum(f"{store.uuid.hex}.m{number}." in line for line in maps)
+
+
+def test_nothing_stays_open(store: Attachment) -> None:
+    """Neither of a look at a mutex with which nothing is wrong, nor of a recovery."""
+    lose_the_token(store, K)
+    store.mutexes[K].close()
+    assert store.recovery.recover(K, None) and store.recovery.recover(K, None)
+    assert generation(store, K) == 2 and mapped(store, K) == 0
 
 
 def test_sleepers_are_woken(store: Attachment) -> None:
@@ -316,6 +333,15 @@ def test_a_descriptor_closed_behind_our_back(backend: str) -> None:
             store.recovery.mend()
             assert not store.locks.is_lost()
         store.locks.mend()
+
+
+def test_a_descriptor_closed_before(store: Attachment) -> None:
+    """It is opened anew before anything is locked through it."""
+    os.close(store.locks.fd)
+    others = ByteLocks(names.index_name(store.name))
+    assert store.recovery._alone(lambda: not others.is_free(LB_RECOVER), None)
+    assert not store.locks.is_lost()
+    others.close()
 
 
 def test_a_descriptor_closed_inside(store: Attachment) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -20,11 +20,12 @@ from dmemfs_shm.errors import (
 )
 from dmemfs_shm.store import attachment, mutex, names, rwlock
 from dmemfs_shm.store.attachment import Attachment
-from dmemfs_shm.store.journal import Plan
+from dmemfs_shm.store.journal import Plan, roll_back
 from dmemfs_shm.store.layout import (
     FREE,
     GRANTED,
     HELD,
+    JOURNAL_WORDS,
     LOCK_ABANDONED,
     LOCK_HEAD_SHIFT,
     LOCK_READERS,
@@ -50,6 +51,7 @@ from dmemfs_shm.store.layout import (
     RECORD_WORDS,
     RECORDS,
     RECORDS_RESERVED,
+    S_CLAIM,
     S_EPOCH,
     S_RECORDS,
     STATE_DESTROYED,
@@ -58,7 +60,7 @@ from dmemfs_shm.store.layout import (
     journal_at,
 )
 
-from ..crash.harness import system_calls
+from ..crash.harness import Recorder, instrument, system_calls
 from ..lockstore import (
     inside,
     killed_inside,
@@ -215,6 +217,88 @@ def test_locking_in_vain(store: Attachment) -> None:
     store.rw.free.append(record)
 
 
+# ---- transactions
+
+
+class Remembered(Recorder):
+    """Also remembers what each word was before its first store."""
+
+    def __init__(self, words: Any) -> None:
+        super().__init__(words)
+        self.before: dict[int, int] = {}
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.before.setdefault(key, self.words[key])
+        super().__setitem__(key, value)
+
+
+class Touched(dict[int, int]):
+    """The words of a store, as far as they matter."""
+
+    def __len__(self) -> int:
+        return 1 << 60
+
+
+def check_prefixes(store: Attachment, record: int, act: Callable[[], Any]) -> int:
+    """Whoever dies before any store of act() leaves, once rolled back, the words as they were or as they were to become; how
+    many of these deaths were rolled back. A sequence that somebody may have seen odd does not come back."""
+    seen = instrument(store, Remembered)
+    act()
+    instrument(store, lambda buffer: buffer.words)
+    own = {record + R_THREAD, record + R_SINCE, store.layout.slot_at(store.slot) + S_CLAIM + K}
+    journal = range(journal_at(K), journal_at(K) + JOURNAL_WORDS)
+    sequence, rolled = word_at(store, N_SEQ), 0
+    words = sorted(word for word in seen.before if word not in journal and word not in own and word != sequence)
+    old, new = [seen.before[word] for word in words], [store.w[word] for word in words]
+    assert record in words and word_at(store) in words and old != new
+    for length in range(len(seen.stores) + 1):
+        left = Touched(seen.before)
+        left.update(seen.stores[:length])
+        odd = length and left.get(sequence, 0) & ~seen.before.get(sequence, 0) & 1
+        undone = roll_back(left, journal_at(K))
+        rolled += undone
+        state = [left[word] for word in words]
+        assert state == old if undone else state in (old, new), length
+        if sequence in left and undone:
+            assert left[sequence] == (seen.before[sequence] & ~1) + 2
+        assert not odd or undone or state == new, length
+    return rolled
+
+
+@pytest.mark.parametrize("kind", [READ, WRITE])
+@pytest.mark.parametrize("shared", [False, True])
+def test_locking_happens_whole_or_not(store: Attachment, kind: int, shared: bool, no_slices: None) -> None:
+    """At once, or beside readers, or granted while it comes to queue."""
+    others = [lock(store, NODE)] if shared and not kind else []
+    store.w[word_at(store)] |= LOCK_ABANDONED
+    record = store.rw.lease()
+    assert check_prefixes(store, record, lambda: store.rw.lock(NODE, 1, 0, record, kind, None)) == 3
+    assert state_of(store, record) == HELD and store.w[word_at(store)] & LOCK_ABANDONED
+    store.rw.unlock(record)
+    for other in others:
+        unlock(store, other)
+
+
+@pytest.mark.parametrize("sequence", [6, 7])
+@pytest.mark.parametrize("kind", [READ, WRITE])
+@pytest.mark.parametrize("waiting", [(), (READ,), (WRITE,), (READ, READ), (READ, WRITE)])
+def test_unlocking_happens_whole_or_not(
+    store: Attachment, kind: int, waiting: tuple[int, ...], sequence: int, no_slices: None
+) -> None:
+    """With whomever it grants the node to."""
+    record = holder_of(store, kind)
+    store.w[word_at(store, N_SEQ)] = sequence
+    waiters = []
+    for number, each in enumerate(waiting):
+        waiters.append(Waiter(store, each if kind or number else WRITE))
+    assert check_prefixes(store, record, lambda: store.rw.unlock(record)) >= 3
+    assert lock_findings(store, all_free=False) == []
+    if kind:
+        assert store.w[word_at(store, N_SEQ)] == 8
+    for waiter in waiters:
+        waiter.end()
+
+
 # ---- giving back
 
 
@@ -307,17 +391,34 @@ def test_reaping_fails(store: Attachment) -> None:
 
 @pytest.mark.parametrize("mark", [0, REC_DIRTY, REC_DIRTY | REC_DROPPED])
 @pytest.mark.parametrize("state", [GRANTED, HELD])
-def test_what_reaping_leaves_of_a_writer(store: Attachment, state: int, mark: int) -> None:
-    """Abandoned is a file that its dead writer was changing: he had begun, and had not given it up himself."""
+def test_what_reaping_leaves_of_a_writer(store: Attachment, monkeypatch: pytest.MonkeyPatch, state: int, mark: int) -> None:
+    """Abandoned is a file that its dead writer was changing: he had begun, and had not given it up himself. His record is
+    freed in the mutex of its node."""
+    under: list[int] = []
+    remove = rwlock.FileLocks._remove
+
+    def watched(self: Any, mutex: Any, record: int, **options: bool) -> list[int]:
+        under.append(mutex.number)
+        return remove(self, mutex, record, **options)
+
+    monkeypatch.setattr(rwlock.FileLocks, "_remove", watched)
     slot = killed_inside(store)
     record = store.rw.records(slot)[0]
     store.w[record], store.w[word_at(store)] = state | WRITE | mark | NODE << REC_NODE_SHIFT, LOCK_WRITER
-    before = store.w[word_at(store, N_SEQ)]
+    before = store.w[word_at(store, N_SEQ)] = 6
     assert store.rw.reap(slot, store.participants.epoch(slot), 20.0)
+    assert under == [K]
     abandoned = state == HELD and mark == REC_DIRTY
     assert store.w[record] == FREE and store.w[word_at(store)] == LOCK_ABANDONED * abandoned
     assert store.w[word_at(store, N_SEQ)] == before + 2
     store.w[word_at(store)] = 0
+
+
+def test_a_try_looks_who_is_dead(store: Attachment) -> None:
+    """A node is not refused because of one who holds it no more."""
+    slot = killed_inside(store)
+    store.w[store.rw.records(slot)[0]], store.w[word_at(store)] = HELD | WRITE | NODE << REC_NODE_SHIFT, LOCK_WRITER
+    unlock(store, lock(store, NODE, WRITE, 0.0))
 
 
 # ---- words that cannot be
@@ -487,6 +588,11 @@ def test_parking(store: Attachment) -> None:
     with store.rw.parking() as (number, semaphore):
         assert number == 1 and semaphore is not None and semaphore.value == 0
     assert store.rw._parks == [2, 1] and store.rw._parks_made == 2
+    store.rw._parks.clear()
+    store.rw._parks_made = rwlock.PARKS_AT_MOST
+    with store.rw.parking() as found:
+        assert found == (0, None), "no more than a record has room for"
+    assert rwlock.PARKS_AT_MOST <= REC_PARK_MASK and store.rw._parks == []
 
 
 def test_no_room_for_parking(store: Attachment) -> None:
