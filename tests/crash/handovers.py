@@ -193,7 +193,7 @@ class Shop:
             else:
                 with contextlib.suppress(ChildDiedError) if kills else contextlib.nullcontext():
                     worker.receive()
-        self.fs._store.reap_dead()
+        self.fs._store.reap_dead(None)
 
     def fatal(self, kills: bool) -> int:
         return self.rng.randrange(500, 30_000) if kills and self.rng.random() < 0.7 else 0

@@ -82,7 +82,7 @@ class Judge(Case):
             self.views.pop()
         fs, found = self.fs, []
         if self.has_deaths:
-            fs._store.relieve()  # who needs what the dead hold takes it back
+            fs._store.relieve(None)  # who needs what the dead hold takes it back
         fs.stats()
         found += [f"locked: {lock}" for lock in fs.locks()]
         found += fs.check()

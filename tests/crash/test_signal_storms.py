@@ -109,7 +109,7 @@ def contended(stores: Stores, backend: str) -> Iterator[MemoryFileSystem]:
         other.send("end")
         other.receive()
         other.join()
-    fs._store.relieve()
+    fs._store.relieve(None)
     assert fs.locks() == []
     for path in PATHS:
         fs.open(path, "wb", lock_timeout=0.0).close()
