@@ -179,6 +179,8 @@ class Content:
         """(word, run) of the node's last run."""
         node = plan[at + N_RUNS] & LOW32
         if not node:
+            if not plan[at + N_RUN]:
+                raise MFSCorruptStoreError("index", (at + N_RUN) * WORD, f"{plan[at + N_CAPACITY]} bytes of blocks", 0)
             return at + N_RUN, plan[at + N_RUN]
         more = self.tree.check_node(node, at + N_RUNS)
         count = plan[more + X_COUNT]
@@ -250,7 +252,7 @@ class Content:
 
     def few_runs(self, plan: Plan, at: int) -> bool:
         """Whether all blocks of the node can be given back in one transaction."""
-        return plan[at + N_RUNS] >> 32 < RUNS_A_TRANSACTION
+        return not plan[at + N_RUN] or plan[at + N_RUNS] >> 32 < RUNS_A_TRANSACTION
 
     def swap_runs(self, plan: Plan, one: int, other: int) -> None:
         """Exchange blocks and charge of two nodes."""

@@ -428,6 +428,8 @@ KNOWN: dict[str, Callable[[Image], tuple[int, int]]] = {
     "a name is NUL": lambda image: (node_at(image, "/d/5") + layout.N_TEXT, 0),
     "more bytes than blocks": lambda image: (node_at(image, "/d/5") + layout.N_SIZE, WORD_MAX),
     "more capacity than blocks": lambda image: (node_at(image, "/d/5") + layout.N_CAPACITY, 1 << 40),
+    "more runs than there are": lambda image: (node_at(image, "/between") + layout.N_RUNS, 1 << 42),
+    "no blocks": lambda image: (node_at(image, "/between") + layout.N_RUN, 0),
     "changed too often": lambda image: (node_at(image, "/d/1") + layout.N_CONTENT, WORD_MAX),
     "the last generation of all": lambda image: (layout.generation_at(0), WORD_MAX - 1),
     "the last sequence of all": lambda image: (node_at(image, "/d/1") + layout.N_SEQ, WORD_MAX - 1),
