@@ -283,7 +283,7 @@ class Operation(NamedTuple):
     prepare: Callable[[Case], Any] = lambda case: None
     ready: Callable[[MemoryFileSystem, Fault], Any] = lambda fs, fault: None
     bare: bool = False  # the store is empty
-    joins: bool = False  # who does it comes to the store by doing it
+    joins: bool = False  # who does it comes to the store by doing it; do(None, case) returns what it came to
 
 
 def write(path: str, mode: str, *pieces: bytes, **options: Any) -> Callable[..., None]:
@@ -425,6 +425,17 @@ def drop_a_handle(fs: MemoryFileSystem, _: Any) -> None:
     fs.stats()
 
 
+def use_after_fork(_: None, case: Case) -> MemoryFileSystem:
+    case.fs.write_bytes("/d/x", SMALL)
+    return case.fs
+
+
+def unpickle(_: None, case: Case) -> MemoryFileSystem:
+    fs: MemoryFileSystem = pickle.loads(case.pickled)
+    fs.write_bytes("/d/x", SMALL)
+    return fs
+
+
 LONG, LONGER = "n" * 200, "m" * 210  # names that take two nodes
 DEEP = "/" + "/".join(f"level{i}" for i in range(12))
 
@@ -516,10 +527,8 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "drop-a-handle": Operation(drop_a_handle, ("/d/small",)),
     "close-under-a-view": Operation(close_under_a_view),
-    "use-after-fork": Operation(lambda _fs, case: case.fs.write_bytes("/d/x", SMALL), joins=True),
-    "unpickle": Operation(
-        lambda _fs, case: pickle.loads(case.pickled).write_bytes("/d/x", SMALL), (), Case.pickle_it, joins=True
-    ),
+    "use-after-fork": Operation(use_after_fork, joins=True),
+    "unpickle": Operation(unpickle, (), Case.pickle_it, joins=True),
 }
 
 

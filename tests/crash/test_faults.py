@@ -268,6 +268,7 @@ class Victim:
         self.faults = faults
         self.fault = fault
         self.joins = operation.joins
+        self.has_handle = False
         self.fs: Any = None
         self.complaints: list[str] = []
 
@@ -280,12 +281,13 @@ class Victim:
         if self.fault and self.fault.call == "unlock" and self.fault.for_good:
             pass_through(self.fs._store)  # what the kernel did not take back is given back by our next operation
         link.ask("others_go_on")
-        self._do_again(case, done=outcome == "done")
+        self._do_again(case, link, done=outcome == "done")
         if self.fs._store is not None:
             gates = [mutex.number for mutex in self.fs._store.mutexes if mutex._gate or mutex._waiting]
             assert not gates, f"the gates of {gates} are shut"
         self.fs.close()
         self.fs = None
+        case.fs.close()  # ours, if the operation used what it inherited
         assert open_descriptors() == descriptors, "descriptors were left open"
         assert not self.complaints, self.complaints
         assert self.fault is None or self.faults.failed or self.operation in MEETINGS.values(), "the fault did not strike"
@@ -295,6 +297,7 @@ class Victim:
         if not self.joins:
             self.fs = MemoryFileSystem.attach(case.name)
         held = self.operation.ready(self.fs, link)
+        self.has_handle = held is not None
         self.faults.waits = lambda: link.ask("let_go")
         try:
             with impatient(self.fs), self.faults.armed(self.fault):
@@ -312,7 +315,7 @@ class Victim:
         else:
             self.operation.do(self.fs, None, *([held] if held is not None else []))
 
-    def _do_again(self, case: Scene, *, done: bool) -> None:
+    def _do_again(self, case: Scene, link: harness.Fault, *, done: bool) -> None:
         """The fault is gone: unless the operation has happened, it happens now."""
         if self.fs is None or self.fs._store is None:
             self.fs = MemoryFileSystem.attach(case.name)
@@ -327,7 +330,7 @@ class Victim:
                 with contextlib.suppress(FileNotFoundError):
                     self.fs.remove(path)
         if self.operation.written or look(self.fs) != case.after:
-            self._do(case)
+            self._do(case, self.operation.ready(self.fs, link) if self.has_handle else None)
 
 
 def open_descriptors() -> list[str]:
