@@ -290,6 +290,8 @@ def _errors_of_files(name: str, existential: int) -> Iterator[None]:
         raise OSError(existential, os.strerror(existential), name) from None
     except posix_ipc.PermissionsError:
         raise PermissionError(errno.EACCES, "Semaphore of another user", name) from None
+    except MemoryError:  # that is what posix_ipc makes of ENOMEM
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), name) from None
 
 
 def provide_spares(uuid: uuids.UUID) -> None:

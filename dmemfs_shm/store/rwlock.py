@@ -98,6 +98,7 @@ _NEXT = REC_NEXT_MASK << REC_NEXT_SHIFT
 _QUEUE = ~(LOCK_READERS | LOCK_WRITER | LOCK_ABANDONED) & ((1 << 64) - 1)
 _EXCLUDES_READERS = _QUEUE | LOCK_WRITER
 _KINDS = REC_WRITER | REC_DIRTY
+_NO_SEMAPHORE = (posix_ipc.Error, OSError, MemoryError)  # posix_ipc makes the last one of ENOMEM
 
 
 class Hold(NamedTuple):
@@ -369,7 +370,7 @@ class FileLocks:
         park = self.w[record] >> REC_PARK_SHIFT & REC_PARK_MASK
         slot = self.number(record) // RECORDS
         if park:
-            with contextlib.suppress(posix_ipc.Error, OSError):
+            with contextlib.suppress(*_NO_SEMAPHORE):
                 self._park(slot, park, create=False).release()
 
     def _park(self, slot: int, park: int, *, create: bool) -> posix_ipc.Semaphore:
@@ -389,7 +390,7 @@ class FileLocks:
         lease = self._lease_park()
         semaphore = None
         if lease is not None:
-            with contextlib.suppress(posix_ipc.Error, OSError):
+            with contextlib.suppress(*_NO_SEMAPHORE):
                 semaphore = self._park(self.store.slot, lease.word, create=True)
                 _drain(semaphore)
         try:

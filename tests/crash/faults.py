@@ -1,9 +1,9 @@
 """System calls that fail: the n-th call of a kind, once or from then on.
 
 `failing_calls` puts a function of ours in front of each call that the engine makes to the system, under the names of the
-manual pages; none of them does anything but count until `Faults.armed` says which is to fail, and how. What is raised is
-what the real call raises, by way of posix_ipc where the engine goes by way of posix_ipc. A `close` that fails has closed
-(Linux frees the descriptor first); a read or write may also end early (SHORT).
+manual pages (and `anchor`, the mmap of `segment.Anchor`); none of them does anything but count until `Faults.armed` says
+which is to fail, and how. What is raised is what the real call raises, by way of posix_ipc where the engine goes by way of
+posix_ipc. A `close` that fails has closed (Linux frees the descriptor first); a read or write may also end early (SHORT).
 
 `lseek` does not fail here. What it says of a descriptor of ours is whether it is still ours (`segment.is_marked`): the kernel
 refuses it for a number that is nobody's (EBADF) or somebody else's (ESPIPE), and never otherwise. A refusal without such a loss
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import posix_ipc
 
-from dmemfs_shm.store import arenas, attachment, identity, mutex
+from dmemfs_shm.store import arenas, attachment, identity, mutex, segment
 
 BURST = 5
 IMPATIENCE_S = 0.1
@@ -40,6 +40,7 @@ ERRORS: dict[str, tuple[int, ...]] = {
     "ftruncate": (errno.EFBIG, errno.EPERM, errno.EIO),
     "posix_fallocate": (errno.ENOSPC, errno.EINTR, errno.EOPNOTSUPP),
     "mmap": (errno.ENOMEM, errno.EPERM),
+    "anchor": (errno.ENOMEM,),
     "sem_open": (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ENOMEM),
     "sem_unlink": (errno.EACCES, errno.EPERM),
     "sem_trywait": (errno.EINTR, errno.EAGAIN),
@@ -187,6 +188,7 @@ def _places(faults: Faults) -> list[tuple[Any, str, Any]]:
         (identity, "open", failing("open", open)),
         (arenas, "open", failing("open", open)),
         (mmap, "mmap", failing("mmap", mmap.mmap)),
+        (segment, "_libc", _failing_library(faults, segment._libc)),
         (fcntl, "fcntl", _failing_fcntl(faults, fcntl.fcntl)),
         (posix_ipc, "SharedMemory", failing("shm_open", posix_ipc.SharedMemory, _ipc_error)),
         (posix_ipc, "unlink_shared_memory", failing("shm_unlink", posix_ipc.unlink_shared_memory, _ipc_error)),
@@ -223,6 +225,19 @@ def _failing_write(faults: Faults, pwrite: Callable[[int, bytes, int], int]) -> 
         return pwrite(fd, data[: len(data) // 2] if error == SHORT else data, offset)
 
     return wrapped
+
+
+def _failing_library(faults: Faults, real: Callable[[], Any]) -> Callable[[], Any]:
+    """The C library in which the mapping of an anchor fails, as C functions do."""
+
+    class Library:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real(), name)
+
+        def mmap(self, *args: Any) -> int:
+            return segment._MAP_FAILED if faults.strikes("anchor") else int(real().mmap(*args))
+
+    return Library
 
 
 def _failing_fcntl(faults: Faults, real: Callable[..., Any]) -> Callable[..., Any]:
