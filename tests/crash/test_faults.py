@@ -284,6 +284,7 @@ class Victim:
         outcome = self._try(case, link)
         link.trace = [outcome]
         if self.fault and self.fault.call == "unlock" and self.fault.for_good:
+            self._be_there(case)
             pass_through(self.fs._store)  # what the kernel did not take back is given back by our next operation
         link.ask("others_go_on")
         self._do_again(case, link, done=outcome == "done")
@@ -317,10 +318,13 @@ class Victim:
         else:
             self.operation.do(self.fs, None, *([held] if held is not None else []))
 
-    def _do_again(self, case: Scene, link: harness.Fault, *, done: bool) -> None:
-        """The fault is gone: unless the operation has happened, it happens now."""
+    def _be_there(self, case: Scene) -> None:
         if self.fs is None or self.fs._store is None:
             self.fs = MemoryFileSystem.attach(case.name)
+
+    def _do_again(self, case: Scene, link: harness.Fault, *, done: bool) -> None:
+        """The fault is gone: unless the operation has happened, it happens now."""
+        self._be_there(case)
         if case.after is None:
             return
         if done:
