@@ -453,6 +453,8 @@ class Attachment:
             logger = logging.getLogger("dmemfs_shm")
             while self.recovery.events:
                 logger.info("%s", self.recovery.events.popleft())
+            with contextlib.suppress(OSError):  # which makes an event for the next time
+                self.recovery.let_go()
 
     # ---- the life of a private store
 

@@ -122,7 +122,13 @@ class Recovery:
         if locks.is_lost():
             locks.mend()
         else:
-            locks.unlock(LB_RECOVER)
+            try:
+                locks.unlock(LB_RECOVER)
+            except OSError:
+                self.events.append(
+                    f"store {self.uuid.hex}: the lock of recovery was not taken back, our next operation retries"
+                )
+                raise
 
     def _who(self) -> str:
         some = self.participants
@@ -140,7 +146,7 @@ class Recovery:
                 locks.mend()
 
     def let_go(self) -> None:
-        """Give back R if an asynchronous exception hit a `finally` above before it could."""
+        """Give back R if a `finally` above could not: an asynchronous exception hit it, or the kernel did not take it back."""
         with self.local:
             self._unlock()
 

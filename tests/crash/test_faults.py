@@ -285,6 +285,7 @@ class Victim:
         link.trace = [outcome]
         if self.fault and self.fault.call == "unlock" and self.fault.for_good:
             self._be_there(case)
+            self.fs.trim()
             pass_through(self.fs._store)  # what the kernel did not take back is given back by our next operation
         link.ask("others_go_on")
         self._do_again(case, link, done=outcome == "done")
@@ -387,6 +388,11 @@ def test_no_parking_semaphore(name: str) -> None:
     fault = Fault("sem_open", 1, errno.ENOMEM, for_good=True)
     _, said = strike(OPERATIONS[name], "ofd", fault)  # whose only semaphores these are
     assert said[0] == "done"
+
+
+def test_the_lock_of_recovery_is_not_taken_back() -> None:
+    """Nobody could recover anything any more: so the next operation tries again, though it recovers nothing itself."""
+    strike(OPERATIONS["recover-names"], "generation", Fault("unlock", 1, errno.ENOLCK, for_good=True))
 
 
 # ---- the life of a store
