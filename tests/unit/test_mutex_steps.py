@@ -35,7 +35,7 @@ from dmemfs_shm.store.layout import (
 )
 
 from ..crash.harness import watched
-from ..lockstore import BOTH, inside, killed_inside, lock_findings, lock_store, settle
+from ..lockstore import BOTH, inside, killed_inside, lock_findings, lock_store, mutex_findings, settle
 from ..processes import DEADLINE_S, Task, in_thread, until
 
 NODE = 5
@@ -253,6 +253,15 @@ def test_giving_back_what_was_never_taken(store: Attachment) -> None:
     assert store.mutexes[K]._semaphore.value == 1
 
 
+def test_giving_back_with_another_semaphore_open(store: Attachment) -> None:
+    """Its token is not that of the claim: none is given."""
+    inside(store, K, nothing)
+    store.w[generation_at(K)] = store.w[claim_at(store)] = 6
+    store.mutexes[K]._give_back(6, None)
+    assert store.w[claim_at(store)] == NO_CLAIM and store.mutexes[K]._semaphore.value == 1
+    store.w[generation_at(K)] = 0
+
+
 def test_giving_back_in_the_middle_of_a_revocation(store: Attachment) -> None:
     """Without R in time nothing is known, so nothing changes."""
     others = ByteLocks(names.index_name(store.name))
@@ -262,6 +271,9 @@ def test_giving_back_in_the_middle_of_a_revocation(store: Attachment) -> None:
     with pytest.raises(MFSStoreBusyError):
         store.mutexes[K]._give_back(0, time.monotonic())
     assert (store.w[generation_at(K)], store.w[claim_at(store)]) == (1, 0)
+    with pytest.raises(MFSStoreBusyError):
+        store.mutexes[K]._keep_claim(time.monotonic())
+    assert (store.w[generation_at(K)], store.w[claim_at(store)]) == (1, NO_CLAIM), "who enters takes it back at once"
     others.close()
     store.w[generation_at(K)], store.w[claim_at(store)] = 0, NO_CLAIM
 
@@ -289,6 +301,7 @@ def test_abandoning(either: Attachment) -> None:
     with pytest.raises(KeyError):
         inside(either, K, lambda: (begin(either), failing()))
     assert either.w[time_of(either)] == 17 and either.w[generation_at(K)] == 0
+    assert mutex_findings(either) == []
     either.mutexes[K].abandon(either.threads.thread)
     assert not either.threads.thread.inside
 

@@ -94,6 +94,8 @@ def test_a_lost_token(store: Attachment) -> None:
     assert f"mutex {K} recovered, generation 2" in said and "token was lost" in said
     assert not os.path.exists(names.semaphore_path(names.mutex(store.uuid, K, 0)))
     assert spares_of(store) == SPARES
+    for name in (names.spare(store.uuid, 0), names.mutex(store.uuid, K, 2)):
+        assert os.stat(names.semaphore_path(name)).st_mode & 0o777 == 0o600
     assert store.recovery.recover(K, None) and generation(store, K) == 2, "there is a token: nothing is wrong"
 
 
@@ -112,15 +114,16 @@ def test_a_dead_holder(store: Attachment) -> None:
 
 def test_a_dead_holder_of_several(store: Attachment) -> None:
     """All that it had is free again with the first of them, the words of m[0]'s journal before those of the others."""
-    lose_the_token(store, 1)
-    assert store.recovery.recover(1, None)  # so that not all generations are the same
+    for number in (1, OTHER):  # so that not all generations are the same
+        lose_the_token(store, number)
+        assert store.recovery.recover(number, None)
     store.recovery.events.clear()
     slot = killed_inside(store, 0, K, OTHER, begun=5)
     assert store.recovery.recover(K, None)
     assert [number for number in range(MUTEXES) if generation(store, number)] == [0, 1, K, OTHER]
     assert {store.w[claim_at(store, slot, number)] for number in range(MUTEXES)} == {NO_CLAIM}
     first, *others = store.recovery.events
-    assert "mutex 0 " in first and f"mutex {K} " in others[0] and store.w[RECOVERIES] == 4
+    assert "mutex 0 " in first and f"mutex {K} " in others[0] and generation(store, OTHER) == 4
 
 
 def test_a_dead_holder_of_one_that_left_another_behind(store: Attachment) -> None:

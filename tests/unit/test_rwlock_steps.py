@@ -4,6 +4,7 @@ left when somebody stops in between, and words that cannot be.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from dmemfs_shm.store.layout import (
     N_LOCK,
     N_SEQ,
     NAMESPACE,
+    PAGE,
     PAGE_WORDS,
     QUEUED,
     R_SINCE,
@@ -57,6 +59,7 @@ from dmemfs_shm.store.layout import (
     STATE_DESTROYED,
     STATE_READY,
     W_STATE,
+    WORD,
     journal_at,
 )
 
@@ -68,6 +71,7 @@ from ..lockstore import (
     lock,
     lock_findings,
     lock_store,
+    mutex_findings,
     queued,
     settle,
     state_of,
@@ -139,7 +143,7 @@ def vanish(store: Attachment, record: int) -> None:
 # ---- records
 
 
-def test_records_get_memory_page_by_page(store: Attachment) -> None:
+def test_records_get_memory_page_by_page(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
     """When one is leased that has none; also if a signal handler leases the same one at that moment: it gets another."""
     at, rw = store.layout.slot_at(store.slot) + S_RECORDS, store.rw
     leased = []
@@ -147,6 +151,14 @@ def test_records_get_memory_page_by_page(store: Attachment) -> None:
         leased.append(rw.lease())
     backed = store.w[at]
     handlers: list[int] = []
+    given: list[tuple[int, int]] = []
+    back = type(store.index).back
+
+    def note(index: Any, offset: int, size: int) -> None:
+        given.append((offset, size))
+        back(index, offset, size)
+
+    monkeypatch.setattr(type(store.index), "back", note)
 
     def event(what: str) -> None:
         if what == "posix_fallocate" and not handlers:
@@ -158,6 +170,7 @@ def test_records_get_memory_page_by_page(store: Attachment) -> None:
     assert store.w[at] == backed + PAGE_WORDS // RECORD_WORDS
     first = store.layout.record_at(store.slot * RECORDS + backed)
     assert (handlers, record) == ([first], first + RECORD_WORDS)
+    assert set(given) == {(first * WORD, PAGE)} and first % PAGE_WORDS == 0
     assert rw.number(record) == store.slot * RECORDS + backed + 1 and store.layout.record_at(rw.number(record)) == record
     rw.free += [*leased, *handlers, record]
     assert len(rw.records(store.slot)) == store.w[at] - RECORDS_RESERVED
@@ -254,14 +267,16 @@ def check_prefixes(store: Attachment, record: int, act: Callable[[], Any]) -> in
     for length in range(len(seen.stores) + 1):
         left = Touched(seen.before)
         left.update(seen.stores[:length])
-        odd = length and left.get(sequence, 0) & ~seen.before.get(sequence, 0) & 1
+        odd = left.get(sequence, 0) & 1
+        between = [left[word] for word in words] not in (old, new)
+        assert odd or not between or sequence not in left, "others must see that the node changes"
         undone = roll_back(left, journal_at(K))
         rolled += undone
         state = [left[word] for word in words]
         assert state == old if undone else state in (old, new), length
         if sequence in left and undone:
             assert left[sequence] == (seen.before[sequence] & ~1) + 2
-        assert not odd or undone or state == new, length
+        assert not odd or undone or state == new or seen.before[sequence] & 1, length
     return rolled
 
 
@@ -336,9 +351,15 @@ def test_giving_back_fails(store: Attachment) -> None:
     assert store.rw.free == [record]
 
 
-def test_working_off_a_note(store: Attachment) -> None:
-    """Free: returned once. Held: given back. Waiting still, or granted: taken back."""
+def test_working_off_a_note(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free: returned once. Held: finished as a handle's end finishes it. Waiting still, or granted: taken back."""
     rw = store.rw
+    finished: list[int] = []
+    finish = type(store.names).finish
+    monkeypatch.setattr(type(store.names), "finish", lambda self, record: (finished.append(record), finish(self, record))[1])
+    held = lock(store, NODE, WRITE)
+    rw.release_now(held)
+    assert finished == [held] and rw.free == [held] and store.w[word_at(store)] == 0
     record = rw.lease()
     rw.release_later(record)
     assert store.w[record] == 0, "nothing is marked that is not held"
@@ -356,6 +377,12 @@ def test_working_off_a_note(store: Attachment) -> None:
         rw.release_now(record)
         assert state_of(store, record) == FREE and store.w[word_at(store)] == 1 and rw.free == [record]
     unlock(store, reader)
+    record = rw.lease()
+    store.w[record], store.w[word_at(store)] = GRANTED | WRITE | NODE << REC_NODE_SHIFT, LOCK_WRITER | LOCK_ABANDONED
+    rw.release_now(record)
+    assert store.w[word_at(store)] == LOCK_ABANDONED, "it wrote nothing"
+    assert finished == [held]
+    store.w[word_at(store)] = 0
 
 
 # ---- reaping
@@ -414,6 +441,14 @@ def test_what_reaping_leaves_of_a_writer(store: Attachment, monkeypatch: pytest.
     store.w[word_at(store)] = 0
 
 
+def test_who_has_no_parking_semaphore_looks_who_is_dead(store: Attachment) -> None:
+    """Nobody wakes him, so he looks by himself, also for those who will never give it back."""
+    store.rw._parks_made = rwlock.PARKS_AT_MOST
+    slot = killed_inside(store)
+    store.w[store.rw.records(slot)[0]], store.w[word_at(store)] = HELD | WRITE | NODE << REC_NODE_SHIFT, LOCK_WRITER
+    unlock(store, lock(store, NODE, WRITE, None))
+
+
 def test_a_try_looks_who_is_dead(store: Attachment) -> None:
     """A node is not refused because of one who holds it no more."""
     slot = killed_inside(store)
@@ -459,7 +494,41 @@ def test_a_queue_of_others(store: Attachment, damage: str) -> None:
     store.rw.free.append(record)
 
 
+def test_a_word_that_leads_nowhere(store: Attachment) -> None:
+    """Met by a request in the mutex: it is damage, no fault of the caller's, and the mutex is left."""
+    record = store.rw.lease()
+    request = rwlock._Request(store.rw, NODE, 1, 0, record, READ, None)
+    with pytest.raises(MFSCorruptStoreError, match="numbers that lead somewhere"):
+        request._section(lambda granted: granted.append(store.w[len(store.w)]))
+    assert not store.mutexes[K]._gate
+    store.rw.free.append(record)
+
+
 # ---- between looking and queueing
+
+
+@pytest.mark.parametrize(("generation", "namespace", "kind"), [(3, 0, READ), (1, 2, WRITE)])
+def test_another_node_when_it_looks(store: Attachment, generation: int, namespace: int, kind: int) -> None:
+    """The caller is told to look again; the mutex is left at once, and not only mended by the next one."""
+    record = store.rw.lease()
+    assert store.rw.lock(NODE, generation, namespace, record, kind, None) is False
+    assert state_of(store, record) == FREE and store.w[word_at(store)] == 0 and mutex_findings(store) == []
+    store.rw.free.append(record)
+
+
+@pytest.mark.parametrize("kind", [READ, WRITE])
+def test_mutexes_are_left(store: Attachment, kind: int) -> None:
+    """By whoever locks, is refused, unlocks or reaps: at once, and not only mended by the next one."""
+    record = lock(store, NODE, kind)
+    assert mutex_findings(store) == []
+    with pytest.raises(MFSLockTimeoutError):
+        in_thread(lock, store, NODE, WRITE, 0.0)
+    assert mutex_findings(store) == []
+    store.rw.unlock(record)
+    assert mutex_findings(store) == []
+    slot = killed_inside(store)
+    assert not store.rw.reap(slot, store.participants.epoch(slot) + 1, 20.0) and mutex_findings(store) == []
+    assert store.rw.reap(slot, store.participants.epoch(slot), 20.0) and mutex_findings(store) == []
 
 
 @pytest.mark.parametrize("timeout", [0.0, None])
@@ -581,6 +650,7 @@ def test_parking(store: Attachment) -> None:
     """A semaphore of one's own for as long, without a token that is left from before; then it is the next one's."""
     with store.rw.parking() as (number, semaphore):
         assert number == 1 and semaphore is not None and semaphore.value == 0
+        assert os.stat(names.semaphore_path(names.park(store.uuid, store.slot, 1))).st_mode & 0o777 == 0o600
         with store.rw.parking() as (other, another):
             assert other == 2 and another is not semaphore
         semaphore.release()
