@@ -507,10 +507,10 @@ def create(name: str, parameters: Parameters) -> Attachment:
                     _finish_destroying(full, fd)
                     continue
                 _initialise(full, fd, parameters)
-                if not _same_file(fd, full):  # we were stopped for so long that a destroyer did not wait for us
-                    _unmake(fd)
+                store = _open_new(name, full, fd)
+                if store is None:
                     continue
-                return _open_new(name, full, fd)
+                return store
         except BaseException:
             _clear_unfinished(full)
             raise
@@ -518,14 +518,21 @@ def create(name: str, parameters: Parameters) -> Attachment:
             segment.close_fd(fd)
 
 
-def _open_new(name: str, full: str, fd: int) -> Attachment:
-    """Attach the store that we have just made; if that fails it goes again, for nobody has been told of it."""
+def _open_new(name: str, full: str, fd: int) -> Attachment | None:
+    """Attach the store that we have just made; if that fails it goes again, for nobody has been told of it.
+
+    None if we were stopped for so long that a destroyer did not wait for us.
+    """
     try:
-        return _open(name, os.dup(fd))
+        if _same_file(fd, full):
+            return _open(name, os.dup(fd))
     except BaseException:
-        _mark_destroyed(fd)
-        _finish_destroying(full, fd)
+        _unmake(fd)
+        if _same_file(fd, full):
+            segment.unlink(full)
         raise
+    _unmake(fd)
+    return None
 
 
 def _clear_unfinished(full: str) -> None:

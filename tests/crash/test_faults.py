@@ -549,6 +549,12 @@ def test_life_of_a_store(name: str, all_of_them: bool, backend: str, record_prop
     record_property(FAULTS, len(points))
 
 
+def test_a_new_store_that_is_not_found_again() -> None:
+    """After the store is READY its creator looks whether its name is still its own: if that fails, there is no store."""
+    for number in range(1, 8):
+        strike_event(EVENTS["create"], "generation", Fault("fstat", number, errno.EIO, for_good=False))
+
+
 def chosen(points: list[Fault], name: str, backend: str, all_of_them: bool) -> list[Fault]:
     """The points to be tried: all, but of a call that is made over and over only some of the times."""
     rng = random.Random(f"{SEED}:{name}:{backend}")
