@@ -12,7 +12,6 @@ lease in a list and takes it out to give it back: it has none afterwards. `lose`
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -78,9 +77,11 @@ class Leases:
         """Hand a new lease of each word whose lease was lost to *give_back*, which returns it or loses it again."""
         notes: list[Note | None] = []
         try:
-            with contextlib.suppress(IndexError):
-                while True:
+            while self.lost:
+                try:
                     notes.append(self.lost.popleft())
+                except IndexError:  # another thread was quicker
+                    break
             for note in notes:
                 for lease in self._renew(note):
                     give_back(lease)

@@ -49,7 +49,9 @@ COSTLY = (
     "attach",
     "trim",
 )
-REPEATED = tuple(name for name in OPERATIONS if name not in COSTLY)
+#: Others take over what the operation gives back: there it is not for the peer to find nothing held.
+CONTENDED = tuple(name for name in OPERATIONS if "hand-over" in name or "hands-over" in name)
+REPEATED = tuple(name for name in OPERATIONS if name not in (*COSTLY, *CONTENDED))
 
 
 class Judge(Case):
