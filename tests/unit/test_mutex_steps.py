@@ -92,10 +92,13 @@ def test_threads_have_numbers_of_their_own(store: Attachment) -> None:
 
 
 def test_a_thread_left_behind_as_inside(store: Attachment) -> None:
-    """Two exceptions in a row may leave it so. It may enter: no section is on its stack."""
-    store.threads.thread.inside = True
-    assert store.threads.enter() is store.threads.thread
-    assert not store.threads.thread.inside
+    """Two exceptions in a row may leave it so. It may enter, for no section is on its stack, as another thread to the gates,
+    but the same one to lock records."""
+    before = store.threads.thread
+    before.inside = True
+    after = store.threads.enter()
+    assert after is store.threads.thread is not before and not after.inside
+    assert before.gone and not after.gone and after.word == before.word
 
 
 def test_who_is_in_a_section(store: Attachment) -> None:
@@ -280,10 +283,8 @@ def test_giving_back_in_the_middle_of_a_revocation(store: Attachment) -> None:
 
 def test_a_claim_left_behind(store: Attachment) -> None:
     """By two exceptions in a row in the same thread: what was begun is taken back before anybody is let in."""
-    each = store.mutexes[K]
-    each.acquire(store.threads.enter())
+    store.mutexes[K].acquire(store.threads.enter())
     begin(store)
-    each._gate.clear()
     seen: list[int] = []
     inside(store, K, lambda: seen.append(store.w[time_of(store)]))
     assert seen == [17]
@@ -340,7 +341,7 @@ def test_interrupted_for_ever_while_abandoning(store: Attachment) -> None:
         with pytest.raises(KeyboardInterrupt):
             inside(store, K, lambda: (begin(store), armed.append(True), failing()))
         armed.clear()
-    assert len(hits) == mutex.ABANDON_TRIES and store.mutexes[K]._gate
+    assert len(hits) == 2 * mutex.ABANDON_TRIES and store.mutexes[K]._gate, "the section calls it twice"
     seen: list[int] = []
     inside(store, K, lambda: seen.append(store.w[time_of(store)]), 20.0)
     assert seen == [17]

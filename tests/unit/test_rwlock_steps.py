@@ -16,6 +16,7 @@ import pytest
 
 from dmemfs_shm.errors import (
     MFSCorruptStoreError,
+    MFSLockTimeoutError,
     MFSReentrantCallError,
     MFSStoreGoneError,
 )
@@ -62,11 +63,15 @@ from dmemfs_shm.store.layout import (
     WORD,
     journal_at,
 )
+from dmemfs_shm.store.lease import Lease, Leases
 
 from ..crash.harness import Recorder, instrument, system_calls
 from ..lockstore import (
+    forget,
+    give_back,
     inside,
     killed_inside,
+    lease,
     leftovers,
     lock,
     lock_findings,
@@ -137,7 +142,19 @@ def vanish(store: Attachment, record: int) -> None:
         store.rw._commit(store.mutexes[K], plan, word_at(store))
 
     inside(store, K, commit)
-    store.rw.free.append(record)
+    give_back(store, record)
+
+
+def taken(store: Attachment, kind: int) -> Lease:
+    """The lease of a record that holds the node."""
+    one = store.rw.lease()
+    assert store.rw.lock(NODE, 1, store.w[NAMESPACE], one.word, kind, None)
+    return one
+
+
+def free_words(leases: Leases) -> list[int]:
+    """What is leased next, last first."""
+    return [one.word for one in leases.free]
 
 
 # ---- records
@@ -147,10 +164,11 @@ def test_records_get_memory_page_by_page(store: Attachment, monkeypatch: pytest.
     """When one is leased that has none; also if a signal handler leases the same one at that moment: it gets another."""
     at, rw = store.layout.slot_at(store.slot) + S_RECORDS, store.rw
     leased = []
-    while rw._leased != store.w[at]:
+    while RECORDS_RESERVED + len(rw.leases) != store.w[at]:
         leased.append(rw.lease())
     backed = store.w[at]
-    handlers: list[int] = []
+    handlers: list[Lease] = []
+    entered: list[str] = []
     given: list[tuple[int, int]] = []
     back = type(store.index).back
 
@@ -161,28 +179,29 @@ def test_records_get_memory_page_by_page(store: Attachment, monkeypatch: pytest.
     monkeypatch.setattr(type(store.index), "back", note)
 
     def event(what: str) -> None:
-        if what == "posix_fallocate" and not handlers:
-            handlers.append(0)
-            handlers[0] = rw.lease()
+        if what == "posix_fallocate" and not entered:
+            entered.append(what)
+            handlers.append(rw.lease())
 
     with system_calls(event):
-        record = rw.lease()
+        own = rw.lease()
+    record = own.word
     assert store.w[at] == backed + PAGE_WORDS // RECORD_WORDS
     first = store.layout.record_at(store.slot * RECORDS + backed)
-    assert (handlers, record) == ([first], first + RECORD_WORDS)
+    assert ([one.word for one in handlers], record) == ([first], first + RECORD_WORDS)
     assert set(given) == {(first * WORD, PAGE)} and first % PAGE_WORDS == 0
     assert rw.number(record) == store.slot * RECORDS + backed + 1 and store.layout.record_at(rw.number(record)) == record
-    rw.free += [*leased, *handlers, record]
+    rw.free += [*leased, *handlers, own]
     assert len(rw.records(store.slot)) == store.w[at] - RECORDS_RESERVED
 
 
 def test_announcing(store: Attachment) -> None:
     """Whose request it is and since when stands in the record."""
-    record, before = store.rw.lease(), time.time_ns()
+    record, before = lease(store), time.time_ns()
     store.rw.announce(record)
     assert store.w[record + R_THREAD] == store.threads.thread.word
     assert before <= store.w[record + R_SINCE] <= time.time_ns()
-    store.rw.free.append(record)
+    give_back(store, record)
 
 
 def test_holds(store: Attachment) -> None:
@@ -217,7 +236,7 @@ def test_inside_a_section(store: Attachment) -> None:
 
 def test_locking_in_vain(store: Attachment) -> None:
     """A node that cannot be is damage, a store that is gone is said to be; no mutex stays shut, the record is free."""
-    record = store.rw.lease()
+    record = lease(store)
     with pytest.raises(MFSCorruptStoreError, match="numbers that lead somewhere"):
         store.rw.lock(0xFFFFFFF0, 1, 0, record, READ, None)
     store.w[W_STATE] = STATE_DESTROYED
@@ -227,7 +246,7 @@ def test_locking_in_vain(store: Attachment) -> None:
         store.rw.reap(store.slot, store.participants.epoch(store.slot), None)
     store.w[W_STATE] = STATE_READY
     assert state_of(store, record) == FREE and not any(each._gate for each in store.mutexes)
-    store.rw.free.append(record)
+    give_back(store, record)
 
 
 # ---- transactions
@@ -286,10 +305,10 @@ def test_locking_happens_whole_or_not(store: Attachment, kind: int, shared: bool
     """At once, or beside readers, or granted while it comes to queue."""
     others = [lock(store, NODE)] if shared and not kind else []
     store.w[word_at(store)] |= LOCK_ABANDONED
-    record = store.rw.lease()
+    record = lease(store)
     assert check_prefixes(store, record, lambda: store.rw.lock(NODE, 1, 0, record, kind, None)) == 3
     assert state_of(store, record) == HELD and store.w[word_at(store)] & LOCK_ABANDONED
-    store.rw.unlock(record)
+    unlock(store, record)
     for other in others:
         unlock(store, other)
 
@@ -307,9 +326,14 @@ def test_unlocking_happens_whole_or_not(
     for number, each in enumerate(waiting):
         waiters.append(Waiter(store, each if kind or number else WRITE))
     assert check_prefixes(store, record, lambda: store.rw.unlock(record)) >= 3
+    until(
+        lambda: sum(bool(waiter.records) for waiter in waiters) == sum(hold.state != QUEUED for hold in store.rw.holds(NODE)),
+        "whoever was granted it has it, and is out of the mutex",
+    )
     assert lock_findings(store, all_free=False) == []
     if kind:
         assert store.w[word_at(store, N_SEQ)] == 8
+    give_back(store, record)
     for waiter in waiters:
         waiter.end()
 
@@ -317,71 +341,89 @@ def test_unlocking_happens_whole_or_not(
 # ---- giving back
 
 
-def test_giving_back(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is free is only returned; what is held is given back; what cannot be now is left a note of."""
+@pytest.mark.parametrize("clears", [False, True])
+def test_giving_back(store: Attachment, monkeypatch: pytest.MonkeyPatch, clears: bool) -> None:
+    """What is free is only returned; what is held is given back, now or, if that cannot be, by the next operation; either
+    way the file is complete afterwards if that was said, and else as it was."""
     rw = store.rw
-    record = rw.lease()
-    rw.give_back(record)
-    assert rw.free == [record]
-    record = lock(store, NODE, WRITE)
+    one = rw.lease()
+    rw.give_back(one)
+    assert rw.free == [one]
+    one, left = taken(store, WRITE), 0 if clears else LOCK_ABANDONED
     store.w[word_at(store)] |= LOCK_ABANDONED
-    rw.give_back(record)
-    assert rw.free == [record] and store.w[word_at(store)] == LOCK_ABANDONED
-    store.w[word_at(store)] = 0
-    record = lock(store, NODE)
+    rw.give_back(one, clears=clears)
+    assert rw.free == [one] and store.w[word_at(store)] == left
+    one = taken(store, WRITE)
+    record = one.word
+    store.w[word_at(store)] |= LOCK_ABANDONED
     monkeypatch.setattr(mutex, "GRACE_S", 0.02)
     store.patience = 0.0
-    inside(store, K, lambda: in_thread(rw.give_back, record))
-    assert list(store.dropped) == [record] and store.w[record] & REC_DROPPED and not rw.free
+    inside(store, K, lambda: in_thread(lambda: rw.give_back(one, clears=clears)))
+    assert [note.word for note in store.dropped] == [record] and not rw.free
+    assert store.w[record] & REC_DROPPED == REC_DROPPED * clears
     store.work_off()
-    assert state_of(store, record) == FREE and rw.free == [record]
+    assert state_of(store, record) == FREE and free_words(rw.leases) == [record] and store.w[word_at(store)] == left
+    assert one not in rw.free, "whoever has the lost lease still must not have the record as well"
+    store.w[word_at(store)] = 0
 
 
 def test_giving_back_fails(store: Attachment) -> None:
-    """Any other exception goes on, with a note left; a word that leads nowhere is damage."""
-    record = lock(store, NODE)
-    right = store.w[record]
+    """Any other exception goes on, and the lease is lost; a word that leads nowhere is damage."""
+    one = taken(store, READ)
+    record, right = one.word, store.w[one.word]
     store.w[record] = HELD | 0xFFFFFFF0 << REC_NODE_SHIFT
-    for call in (store.rw.give_back, store.rw.unlock):
+    for call in (lambda: store.rw.give_back(one), lambda: store.rw.unlock(record)):
         with pytest.raises(MFSCorruptStoreError, match="numbers that lead somewhere"):
-            call(record)
-    assert list(store.dropped) == [record] and not any(each._gate for each in store.mutexes)
+            call()
+    assert [note and note.word for note in store.dropped] == [None, record], "whatever was done in steps is looked at, too"
+    assert not any(each._gate for each in store.mutexes)
     store.w[record] = right
     store.work_off()
-    assert store.rw.free == [record]
+    assert state_of(store, record) == FREE and free_words(store.rw.leases) == [record]
 
 
 def test_working_off_a_note(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Free: returned once. Held: finished as a handle's end finishes it. Waiting still, or granted: taken back."""
+    """Free: returned once. Held: finished as a handle's end finishes it, that is, complete. Waiting still, or granted: taken
+    back."""
     rw = store.rw
-    finished: list[int] = []
+    finished: list[tuple[int, bool]] = []
     finish = type(store.names).finish
-    monkeypatch.setattr(type(store.names), "finish", lambda self, record: (finished.append(record), finish(self, record))[1])
+
+    def watched_finish(self: Any, record: int, *, clears: bool) -> None:
+        finished.append((record, clears))
+        finish(self, record, clears=clears)
+
+    monkeypatch.setattr(type(store.names), "finish", watched_finish)
+
+    def lose(record: int) -> None:
+        forget(store, record)
+        store.work_off()
+
     held = lock(store, NODE, WRITE)
-    rw.release_now(held)
-    assert finished == [held] and rw.free == [held] and store.w[word_at(store)] == 0
-    record = rw.lease()
-    rw.release_later(record)
+    lose(held)
+    assert finished == [(held, True)] and free_words(rw.leases) == [held] and store.w[word_at(store)] == 0
+    record = lease(store)
+    forget(store, record)
     assert store.w[record] == 0, "nothing is marked that is not held"
     store.work_off()
-    rw.release_now(record)
-    assert rw.free == [record]
+    store.work_off()
+    assert free_words(rw.leases) == [record] and len(finished) == 1
     reader = holder_of(store, READ)
     for state in (QUEUED, GRANTED):
-        record = rw.lease()
+        record = lease(store)
         if state == QUEUED:
             store.w[record] = QUEUED | WRITE | NODE << REC_NODE_SHIFT
             store.w[word_at(store)] = 1 | rw.number(record) << LOCK_HEAD_SHIFT | rw.number(record) << LOCK_TAIL_SHIFT
         else:
             store.w[record], store.w[word_at(store)] = GRANTED | NODE << REC_NODE_SHIFT, 2
-        rw.release_now(record)
-        assert state_of(store, record) == FREE and store.w[word_at(store)] == 1 and rw.free == [record]
+        lose(record)
+        assert state_of(store, record) == FREE and store.w[word_at(store)] == 1 and free_words(rw.leases) == [record]
     unlock(store, reader)
-    record = rw.lease()
+    record = lease(store)
     store.w[record], store.w[word_at(store)] = GRANTED | WRITE | NODE << REC_NODE_SHIFT, LOCK_WRITER | LOCK_ABANDONED
-    rw.release_now(record)
+    lose(record)
     assert store.w[word_at(store)] == LOCK_ABANDONED, "it wrote nothing"
-    assert finished == [held]
+    assert [clears for _, clears in finished] == [True, False, False, True, False], "the reader's end, too, is a close"
     store.w[word_at(store)] = 0
 
 
@@ -407,13 +449,13 @@ def test_reaping_a_slot_with_a_new_tenant(store: Attachment) -> None:
 
 def test_reaping_fails(store: Attachment) -> None:
     """At a record that cannot be: damage, and no mutex stays shut."""
-    record = store.rw.lease()
+    record = lease(store)
     store.w[record] = HELD | 0xFFFFFFF0 << REC_NODE_SHIFT
     with pytest.raises(MFSCorruptStoreError):
         store.rw.reap(store.slot, store.participants.epoch(store.slot), 20.0)
     assert not any(each._gate for each in store.mutexes)
     store.w[record] = FREE
-    store.rw.free.append(record)
+    give_back(store, record)
 
 
 @pytest.mark.parametrize("mark", [0, REC_DIRTY, REC_DIRTY | REC_DROPPED])
@@ -443,7 +485,8 @@ def test_what_reaping_leaves_of_a_writer(store: Attachment, monkeypatch: pytest.
 
 def test_who_has_no_parking_semaphore_looks_who_is_dead(store: Attachment) -> None:
     """Nobody wakes him, so he looks by himself, also for those who will never give it back."""
-    store.rw._parks_made = rwlock.PARKS_AT_MOST
+    parks = [store.rw._lease_park() for _ in range(rwlock.PARKS_AT_MOST)]
+    assert None not in parks
     slot = killed_inside(store)
     store.w[store.rw.records(slot)[0]], store.w[word_at(store)] = HELD | WRITE | NODE << REC_NODE_SHIFT, LOCK_WRITER
     unlock(store, lock(store, NODE, WRITE, None))
@@ -461,7 +504,7 @@ def test_a_try_looks_who_is_dead(store: Attachment) -> None:
 
 def test_a_queue_without_an_end(store: Attachment) -> None:
     """Two records that point at each other: whoever leaves the queue behind them says so, and does not look for ever."""
-    rw, (one, two, gone) = store.rw, [store.rw.lease() for _ in range(3)]
+    rw, (one, two, gone) = store.rw, [lease(store) for _ in range(3)]
     numbers = [rw.number(record) for record in (one, two, gone)]
     holder = holder_of(store, WRITE)
     word = QUEUED | WRITE | NODE << REC_NODE_SHIFT
@@ -473,14 +516,15 @@ def test_a_queue_without_an_end(store: Attachment) -> None:
     assert (caught.value.segment, caught.value.offset, caught.value.found) == ("index", 8 * word_at(store), lock_word)
     store.w[one] = store.w[two] = store.w[gone] = FREE
     store.w[word_at(store)] = LOCK_WRITER
-    rw.free += [one, two, gone]
+    for record in (one, two, gone):
+        give_back(store, record)
     unlock(store, holder)
 
 
 @pytest.mark.parametrize("damage", ["free", "of another node", "no record"])
 def test_a_queue_of_others(store: Attachment, damage: str) -> None:
     """What the queue names must be a record that waits for this node."""
-    record = store.rw.lease()
+    record = lease(store)
     number = store.rw.number(record)
     if damage == "of another node":
         store.w[record] = QUEUED | (NODE + 1) << REC_NODE_SHIFT
@@ -491,17 +535,17 @@ def test_a_queue_of_others(store: Attachment, damage: str) -> None:
         lock(store, NODE, READ, 0.0)
     assert caught.value.offset == 8 * store.layout.record_at(number)
     store.w[word_at(store)], store.w[record] = 0, FREE
-    store.rw.free.append(record)
+    give_back(store, record)
 
 
 def test_a_word_that_leads_nowhere(store: Attachment) -> None:
     """Met by a request in the mutex: it is damage, no fault of the caller's, and the mutex is left."""
-    record = store.rw.lease()
+    record = lease(store)
     request = rwlock._Request(store.rw, NODE, 1, 0, record, READ, None)
     with pytest.raises(MFSCorruptStoreError, match="numbers that lead somewhere"):
         request._section(lambda granted: granted.append(store.w[len(store.w)]))
     assert not store.mutexes[K]._gate
-    store.rw.free.append(record)
+    give_back(store, record)
 
 
 # ---- between looking and queueing
@@ -510,10 +554,10 @@ def test_a_word_that_leads_nowhere(store: Attachment) -> None:
 @pytest.mark.parametrize(("generation", "namespace", "kind"), [(3, 0, READ), (1, 2, WRITE)])
 def test_another_node_when_it_looks(store: Attachment, generation: int, namespace: int, kind: int) -> None:
     """The caller is told to look again; the mutex is left at once, and not only mended by the next one."""
-    record = store.rw.lease()
+    record = lease(store)
     assert store.rw.lock(NODE, generation, namespace, record, kind, None) is False
     assert state_of(store, record) == FREE and store.w[word_at(store)] == 0 and mutex_findings(store) == []
-    store.rw.free.append(record)
+    give_back(store, record)
 
 
 @pytest.mark.parametrize("kind", [READ, WRITE])
@@ -524,7 +568,7 @@ def test_mutexes_are_left(store: Attachment, kind: int) -> None:
     with pytest.raises(MFSLockTimeoutError):
         in_thread(lock, store, NODE, WRITE, 0.0)
     assert mutex_findings(store) == []
-    store.rw.unlock(record)
+    unlock(store, record)
     assert mutex_findings(store) == []
     slot = killed_inside(store)
     assert not store.rw.reap(slot, store.participants.epoch(slot) + 1, 20.0) and mutex_findings(store) == []
@@ -546,12 +590,12 @@ def test_another_node_when_it_comes_to_queue(
         return own_hold(self)
 
     monkeypatch.setattr(rwlock._Request, "_own_hold", changed_meanwhile)
-    record, before = store.rw.lease(), store.w[at]
+    record, before = lease(store), store.w[at]
     assert not store.rw.lock(NODE, 1, store.w[NAMESPACE], record, WRITE, timeout)
     assert state_of(store, record) == FREE and store.w[word_at(store)] == LOCK_WRITER
     monkeypatch.undo()
     store.w[at] = before
-    store.rw.free.append(record)
+    give_back(store, record)
     unlock(store, holder)
 
 
@@ -565,7 +609,7 @@ def test_free_when_it_comes_to_queue(
     own_hold = rwlock._Request._own_hold
 
     def left_meanwhile(self: Any) -> bool:
-        in_thread(store.rw.unlock, holder)
+        in_thread(unlock, store, holder)
         return own_hold(self)
 
     monkeypatch.setattr(rwlock._Request, "_own_hold", left_meanwhile)
@@ -657,12 +701,15 @@ def test_parking(store: Attachment) -> None:
         semaphore.release()
     with store.rw.parking() as (number, semaphore):
         assert number == 1 and semaphore is not None and semaphore.value == 0
-    assert store.rw._parks == [2, 1] and store.rw._parks_made == 2
-    store.rw._parks.clear()
-    store.rw._parks_made = rwlock.PARKS_AT_MOST
+    assert free_words(store.rw._parks) == [2, 1] and len(store.rw._parks) == 2
+    parks = [store.rw._lease_park() for _ in range(rwlock.PARKS_AT_MOST)]
+    assert None not in parks
     with store.rw.parking() as found:
         assert found == (0, None), "no more than a record has room for"
-    assert rwlock.PARKS_AT_MOST <= REC_PARK_MASK and store.rw._parks == []
+    assert rwlock.PARKS_AT_MOST <= REC_PARK_MASK and not store.rw._parks.free
+    parks.pop()
+    with store.rw.parking() as (number, semaphore):
+        assert number == rwlock.PARKS_AT_MOST and semaphore is not None, "one whose wait ended anyhow is had again"
 
 
 def test_no_room_for_parking(store: Attachment) -> None:
@@ -675,7 +722,7 @@ def test_no_room_for_parking(store: Attachment) -> None:
     with system_calls(event):
         with store.rw.parking() as found:
             assert found == (0, None)
-    assert store.rw._parks == [1]
+    assert free_words(store.rw._parks) == [1]
     holder = holder_of(store, WRITE)
     with system_calls(event):
         waiter = Waiter(store, READ)
@@ -688,7 +735,7 @@ def test_no_room_for_parking(store: Attachment) -> None:
 
 def test_waking_who_cannot_be(store: Attachment) -> None:
     """A record without a semaphore, or whose semaphore is gone, is not woken; that is no error."""
-    record = store.rw.lease()
+    record = lease(store)
     store.rw.post(record)
     store.w[record] = GRANTED | 9 << REC_PARK_SHIFT | NODE << REC_NODE_SHIFT
     store.rw.post(record)
@@ -697,4 +744,4 @@ def test_waking_who_cannot_be(store: Attachment) -> None:
     assert semaphore.value == 1
     semaphore.close()
     store.w[record] = FREE
-    store.rw.free.append(record)
+    give_back(store, record)
