@@ -6,6 +6,8 @@ seen to do what its part of the protocol says, no more and no less.
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import threading
 import time
@@ -34,7 +36,7 @@ from dmemfs_shm.store.layout import (
     journal_at,
 )
 
-from ..crash.harness import watched
+from ..crash.harness import system_calls, watched
 from ..lockstore import BOTH, inside, killed_inside, lock_findings, lock_store, mutex_findings, settle
 from ..processes import DEADLINE_S, Task, in_thread, until
 
@@ -580,6 +582,32 @@ def test_dead_in_both_mutexes(ofd: Attachment) -> None:
 
     inside(ofd, K, body, 20.0)
     assert seen == [17] and ofd.w[journal_at(0)] == 0
+
+
+def test_holder_of_a_byte_in_a_store_without_another_slot() -> None:
+    """All slots have memory, and none of them claims the mutex."""
+    with lock_store("ofd", slots=1) as store:
+        assert store.mutexes[K].holder() is None
+        inside(store, K, lambda: store.mutexes[K].holder() == store.slot or pytest.fail("it is ours"))
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EBADF])
+def test_abandoning_when_the_kernel_does_not_say_whose_the_byte_is(ofd: Attachment, error: int) -> None:
+    """Without memory to tell us, it is ours because we claim it; without a descriptor it is not, and whoever gets it next
+    rolls back."""
+    armed: list[bool] = []
+
+    def event(what: str) -> None:
+        if armed and what == "lock":
+            raise OSError(error, os.strerror(error))
+
+    with system_calls(event), pytest.raises(KeyError):
+        inside(ofd, K, lambda: (begin(ofd), armed.append(True), failing()))
+    assert not ofd.mutexes[K]._gate
+    assert (ofd.w[time_of(ofd)], ofd.w[journal_at(K)]) == ((17, 0) if error == errno.ENOLCK else (1234, 1))
+    seen: list[int] = []
+    inside(ofd, K, lambda: seen.append(ofd.w[time_of(ofd)]))
+    assert seen == [17]
 
 
 def test_waiting_for_a_byte(ofd: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:

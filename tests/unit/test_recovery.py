@@ -253,6 +253,39 @@ def test_making_what_stands_already(store: Attachment) -> None:
     assert spares_of(store) == SPARES
 
 
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [(posix_ipc.PermissionsError, errno.EACCES), (MemoryError, errno.ENOMEM), (posix_ipc.ExistentialError, errno.EEXIST)],
+)
+def test_errors_of_semaphores(store: Attachment, error: type[Exception], number: int) -> None:
+    """They are those of files, and name the semaphore."""
+
+    def event(what: str) -> None:
+        if what == "sem_open":
+            raise error
+
+    name = names.spare(store.uuid, 0)
+    with system_calls(event), pytest.raises(OSError) as caught:
+        recovery.create_semaphore(name, 1)
+    assert (caught.value.errno, caught.value.filename) == (number, name)
+
+
+def test_the_lock_of_recovery_is_not_taken_back(store: Attachment) -> None:
+    """That is raised, and the next operation gives it back."""
+
+    def event(what: str) -> None:
+        if what == "unlock":
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    others = ByteLocks(names.index_name(store.name))
+    with system_calls(event), pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+        store.recovery.recover(K, None)
+    assert not others.is_free(LB_RECOVER) and "was not taken back" in store.recovery.events[-1]
+    store.work_off()
+    assert others.is_free(LB_RECOVER) and not store.recovery.events
+    others.close()
+
+
 # ---- destroyed
 
 
@@ -417,3 +450,14 @@ def test_barrier_of_an_unknown_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_to_be("riscv64", monkeypatch)
     with pytest.raises(OSError, match=r"no membarrier .* needs on riscv64: .* backend='ofd'"):
         recovery.membarrier()
+
+
+def test_a_barrier_of_another_kind_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that answers, but does not offer what a recovery needs, is refused before anybody depends on it."""
+    pretend_to_be("aarch64", monkeypatch)
+    offers = [~recovery._MEMBARRIER_GLOBAL & 0xFF, 0xFF]
+    monkeypatch.setattr(recovery, "_ask_membarrier", lambda command: offers.pop(0))
+    with pytest.raises(OSError, match="create the store with backend='ofd'") as caught:
+        recovery.require_membarrier()
+    assert caught.value.errno == errno.EINVAL
+    recovery.require_membarrier()

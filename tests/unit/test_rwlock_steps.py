@@ -249,6 +249,34 @@ def test_locking_in_vain(store: Attachment) -> None:
     give_back(store, record)
 
 
+@pytest.mark.parametrize("call", ["lock", "unlock", "reap", "section of a request"])
+def test_a_second_exception_before_it_is_left(store: Attachment, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """The mutex is left nevertheless, and the second one goes on."""
+    record = lease(store) if call != "unlock" else lock(store, NODE)
+    request = rwlock._Request(store.rw, NODE, 1, 0, record, READ, None)
+    calls: dict[str, Callable[[], Any]] = {
+        "lock": lambda: store.rw.lock(NODE, 1, 0, record, READ, None),
+        "unlock": lambda: store.rw.unlock(record),
+        "reap": lambda: store.rw.reap(store.slot, store.participants.epoch(store.slot), None),
+        "section of a request": lambda: request._section(lambda granted: None),
+    }
+    abandon, tries = mutex.Mutex.abandon, []
+
+    def interrupted(self: Any, thread: Any) -> None:
+        tries.append(self)
+        if len(tries) == 1:
+            raise KeyboardInterrupt
+        abandon(self, thread)
+
+    monkeypatch.setattr(mutex.Mutex, "abandon", interrupted)
+    store.w[W_STATE] = STATE_DESTROYED  # the first one: that is seen when the mutex is ours already
+    with pytest.raises(KeyboardInterrupt):
+        calls[call]()
+    store.w[W_STATE] = STATE_READY
+    assert len(tries) == 2 and mutex_findings(store) == [] and not store.threads.thread.inside
+    give_back(store, record)
+
+
 # ---- transactions
 
 
