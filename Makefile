@@ -9,7 +9,7 @@ READY := .venv/ready
 # The protocol's modules, branch by branch. The two tests left out measure nothing (they run in a child) but take their time.
 PROTOCOL := $(addprefix tests/unit/test_,mutex.py mutex_steps.py journal.py rwlock.py rwlock_steps.py recovery.py)
 
-.PHONY: venv demo test lint fmt coverage crash stress torture bench clean
+.PHONY: venv demo test lint fmt coverage mutants crash stress torture bench clean
 
 venv: $(READY)
 
@@ -39,6 +39,9 @@ fmt: $(READY)
 coverage: $(READY)
 	$(BIN)/coverage run -m pytest $(PROTOCOL) -k "not exceptions_from_another_thread and not test_signals[" $(ARGS)
 	$(BIN)/coverage report
+
+mutants: $(READY)
+	$(BIN)/python tools/mutate.py $(ARGS)
 
 crash: $(READY)
 	$(BIN)/pytest -n auto --maxprocesses=4 -m crash --timeout=3600 $(ARGS)

@@ -89,7 +89,8 @@ def test_threads_have_numbers_of_their_own(store: Attachment) -> None:
     mine, others = store.threads.thread, in_thread(lambda: (store.threads.thread, threading.get_native_id()))
     assert mine.word & 0xFFFFFFFF == threading.get_native_id() and mine.ident == threading.get_ident()
     assert others[0].word & 0xFFFFFFFF == others[1]
-    assert others[0].word >> 32 != mine.word >> 32 and not others[0].inside
+    later = in_thread(lambda: store.threads.thread)
+    assert mine.word >> 32 != later.word >> 32 == (others[0].word >> 32) + 1 and not later.inside
     assert store.threads.enter() is mine
 
 
@@ -158,7 +159,7 @@ def test_leaving_the_inner_one(either: Attachment) -> None:
     assert not inner._gate and inner.holder() is None and outer.holder() == either.slot and thread.inside
     in_thread(inside, either, K, nothing)
     outer.release(thread)
-    assert not thread.inside
+    assert not thread.inside and either.w[RECOVERIES] == 0, "the token was given back, too"
 
 
 def test_who_waits_first_is_let_in_first(either: Attachment) -> None:
@@ -217,6 +218,7 @@ def test_mending_the_gate(store: Attachment) -> None:
     each._mend_gate(thread)
     assert not each._waiting
     each._abandon_for(gone)
+    each._abandon_for(busy)
     assert each._gate == {0: busy}
     leave.set()
     task.result()
