@@ -58,6 +58,7 @@ UNNOTICED = {
     "os.register_at_fork",
     "os.stat",
     "os.statvfs",
+    "os.strerror",
     "os.uname",
 }
 
