@@ -114,6 +114,15 @@ def lock_store(backend: str = "generation", *, slots: int = 8, quota_bytes: int 
 # ---- what the layer above does
 
 
+@contextlib.contextmanager
+def sound_lock_store(backend: str = "generation") -> Iterator[Attachment]:
+    """A `lock_store` that is in order and free when the block ends: no lock, no claim, no open journal, no shut gate."""
+    with lock_store(backend) as made:
+        yield made
+        settle(made)
+        assert lock_findings(made) == []
+
+
 def lock(store: Attachment, node: int, kind: int = 0, timeout: float | None = None) -> int:
     """Lock a node; the record that holds it. kind: 0 shared, REC_WRITER exclusive."""
     record = lease(store)
