@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -20,10 +22,13 @@ from hypothesis import HealthCheck, Phase, settings
 
 from dmemfs_shm import MemoryFileSystem
 from dmemfs_shm.errors import MFSClosedError, MFSStoreGoneError
+from dmemfs_shm.store import names
 
 from . import figures
+from .processes import in_use
 
 MIB = 1 << 20
+FORGOTTEN_S = 900.0
 
 settings.register_profile(
     "default",
@@ -51,6 +56,23 @@ def pytest_configure(config: pytest.Config) -> None:
     filters = config.getini("filterwarnings")
     if "error" not in filters:
         filters.insert(0, "error")
+    if not hasattr(config, "workerinput"):
+        clear_after_the_dead()
+
+
+def clear_after_the_dead() -> None:
+    """Destroy the stores of test sessions that were killed, which could not do it themselves.
+
+    A test calls its stores t-<pid>-...; one is forgotten if that process is gone, nobody has it open, and not just since now.
+    """
+    used = in_use()
+    for _, name in names.stores(os.geteuid()):
+        index = names.index_name(name).lstrip("/")
+        pid = re.match(r"t-(\d+)-", name)
+        if pid and index not in used and not os.path.exists(f"/proc/{pid[1]}"):
+            with contextlib.suppress(OSError):  # another session clears it away, or it is damaged
+                if time.time() - os.stat(f"/dev/shm/{index}").st_mtime > FORGOTTEN_S:
+                    MemoryFileSystem.destroy(name)
 
 
 def pytest_collection_finish() -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 #: The ways multiprocessing starts a process.
@@ -211,3 +213,16 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"did not happen within {DEADLINE_S} s: {what}"
         pause.wait(0.001)
+
+
+def in_use() -> set[str]:
+    """The names in /dev/shm that some living process has mapped or open."""
+    names = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "maps").read_text().split()
+            words += [os.readlink(link) for link in (process / "fd").iterdir()]
+        except OSError:
+            continue  # gone meanwhile, or not ours
+        names.update(word.removeprefix("/dev/shm/") for word in words if word.startswith("/dev/shm/"))
+    return names

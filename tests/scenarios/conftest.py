@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ..processes import in_use
+
 REPOSITORY = Path(__file__).parents[2]
 SHM = Path("/dev/shm")
 
@@ -21,19 +23,6 @@ DEADLINE_S = 100.0
 GRACE_S = 60.0
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def in_use() -> set[str]:
-    """The names in /dev/shm that some living process has mapped or open."""
-    names = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "maps").read_text().split()
-            words += [os.readlink(link) for link in (process / "fd").iterdir()]
-        except OSError:
-            continue  # gone meanwhile, or not ours
-        names.update(word.removeprefix(f"{SHM}/") for word in words if word.startswith(f"{SHM}/"))
-    return names
 
 
 def ours() -> set[str]:
