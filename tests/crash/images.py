@@ -78,12 +78,13 @@ def plain_memory() -> Iterator[None]:
 
     def fallocate(fd: int, offset: int, size: int) -> None:
         real(fd, offset, size)
-        at, end = offset, min(offset + size, os.fstat(fd).st_size)
+        at, end, mark = offset, min(offset + size, os.fstat(fd).st_size), os.lseek(fd, 0, os.SEEK_CUR)
         while (hole := os.lseek(fd, at, os.SEEK_HOLE)) < end:
             at = min(end, _data_from(fd, hole, end))
             pwrite(fd, bytes(at - hole), hole)
             if at == end:
                 break
+        os.lseek(fd, mark, os.SEEK_SET)  # by which the store knows its descriptors
 
     os.posix_fallocate = fallocate
     try:

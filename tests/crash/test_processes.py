@@ -49,8 +49,7 @@ from ..lockstore import BOTH, clear_away, fresh_name, inside
 from ..processes import DEADLINE_S, METHODS, Child, Link, Task, child, until
 from .harness import Fault, kill_everywhere
 
-# Not in `make test` yet. Alone its cases pass; after others in one process some fail, and that is not understood yet.
-pytestmark = [pytest.mark.crash, pytest.mark.slow]
+pytestmark = pytest.mark.crash
 
 SOON_S = 0.1  # of lock timeouts that must not be kept waiting for
 backends = pytest.mark.parametrize("backend", BOTH)

@@ -55,8 +55,7 @@ from .operations import (
     setup_of,
 )
 
-# Not in `make test` yet. Alone its cases pass; after others in one process some fail, and that is not understood yet.
-pytestmark = [pytest.mark.crash, pytest.mark.slow]
+pytestmark = pytest.mark.crash
 
 PROBES = ("/probe", "/probe-renamed", "/probe-directory")
 REFUSALS = (MFSLockTimeoutError, MFSFileOpenError, MFSStoreBusyError)
