@@ -118,9 +118,10 @@ from .layout import (
 )
 from .mutex import Mutex, OfdMutex, Threads
 from .namespace import Namespace
-from .recovery import Recovery, create_semaphore, provide_spares, require_membarrier, unlink_semaphore
+from .recovery import Recovery, provide_spares, require_membarrier
 from .rwlock import FileLocks
 from .section import Section, Sections
+from .semaphores import create_semaphore, unlink_semaphore
 from .tree import NeedNodes, Tree
 
 T = TypeVar("T")

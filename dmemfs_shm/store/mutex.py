@@ -79,7 +79,7 @@ from .layout import (
     generation_at,
     journal_at,
 )
-from .recovery import open_semaphore
+from .semaphores import open_semaphore, sleep_on
 
 if TYPE_CHECKING:
     import uuid as uuids
@@ -364,13 +364,8 @@ class Mutex:
                 continue
         end = time.monotonic() + SLICE_S if deadline is None else min(time.monotonic() + SLICE_S, deadline)
         while (rest := end - time.monotonic()) > 0:
-            try:
-                acquire(rest)
+            if sleep_on(self._semaphore, rest):
                 return True
-            except posix_ipc.SignalError:
-                continue
-            except posix_ipc.BusyError:
-                return False
         return False
 
     def _open(self, generation: int) -> bool:

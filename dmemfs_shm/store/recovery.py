@@ -29,10 +29,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-import posix_ipc
 
 from ..errors import MFSNoSpaceError, MFSStoreBusyError
 from . import names
@@ -50,6 +48,7 @@ from .layout import (
     generation_at,
     journal_at,
 )
+from .semaphores import create_semaphore, open_semaphore, unlink_semaphore
 
 if TYPE_CHECKING:
     import uuid as uuids
@@ -260,44 +259,7 @@ class Recovery:
             self.w[self._claim_at(slot, number)] = NO_CLAIM
 
 
-# ---- semaphores by name, with the errors of files
-
-
-def open_semaphore(name: str) -> posix_ipc.Semaphore:
-    """Open a named semaphore. FileNotFoundError, PermissionError, OSError."""
-    with _errors_of_files(name, errno.ENOENT):
-        return posix_ipc.Semaphore(name)
-
-
-def create_semaphore(name: str, value: int) -> None:
-    """Create a named semaphore that must not exist: FileExistsError. MFSNoSpaceError if /dev/shm has no page for it."""
-    try:
-        with _errors_of_files(name, errno.EEXIST):
-            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=value).close()
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise MFSNoSpaceError(
-            f"/dev/shm has no room for the semaphore {name.lstrip('/')}: free memory there, or mount it larger."
-        ) from error
-
-
-def unlink_semaphore(name: str) -> None:
-    """Take a semaphore's name away; silent if it is gone already."""
-    with contextlib.suppress(FileNotFoundError), _errors_of_files(name, errno.ENOENT):
-        posix_ipc.unlink_semaphore(name)
-
-
-@contextlib.contextmanager
-def _errors_of_files(name: str, existential: int) -> Iterator[None]:
-    try:
-        yield
-    except posix_ipc.ExistentialError:
-        raise OSError(existential, os.strerror(existential), name) from None
-    except posix_ipc.PermissionsError:
-        raise PermissionError(errno.EACCES, "Semaphore of another user", name) from None
-    except MemoryError:  # that is what posix_ipc makes of ENOMEM
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), name) from None
+# ---- spare semaphores
 
 
 def provide_spares(uuid: uuids.UUID) -> None:

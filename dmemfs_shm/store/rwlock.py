@@ -88,6 +88,7 @@ from .layout import (
 )
 from .lease import Lease, Leases
 from .mutex import SLICE_S, Mutex, Thread, Threads
+from .semaphores import sleep_on
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -671,13 +672,7 @@ class _Request:
         if semaphore is None:
             time.sleep(min(rest, 0.005))
             return False
-        try:
-            semaphore.acquire(rest)
-            return True
-        except posix_ipc.SignalError:
-            return True
-        except posix_ipc.BusyError:
-            return False
+        return sleep_on(semaphore, rest)
 
     def _give_up(self) -> None:
         """An exception ended the wait: take the request back, granted or not. If even that fails, it stands until the

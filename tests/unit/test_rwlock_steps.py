@@ -673,12 +673,13 @@ def test_a_queue_that_its_own_head_moves_on(store: Attachment) -> None:
 # ---- waiting
 
 
-def test_signals_while_waiting(store: Attachment, no_slices: None) -> None:
-    """A handler runs, and the wait goes on."""
+def test_signals_while_waiting(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler runs after each slice, and the wait goes on."""
+    monkeypatch.setattr(rwlock, "SLICE_S", 0.02)
     holder, hits = Waiter(store, WRITE), []
 
     def act(frame: FrameType) -> None:
-        if frame.f_code.co_name == "_sleep" and "rest" in frame.f_locals:
+        if frame.f_code.co_name == "sleep_on":
             hits.append(frame.f_lineno)
             if len(hits) == 3:
                 holder.go.set()
