@@ -389,6 +389,7 @@ class MemoryFileSystem:
         """Look the path up, create the file if the mode does, and lock it; whether it was created."""
         parsed = parse(path)
         creates = mode not in ("rb", "r+b")
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if creates and parsed.parts:
                 found, created = store.names.create(parsed, record, timeout)
@@ -407,6 +408,7 @@ class MemoryFileSystem:
                 raise FileExistsError(f"File exists: '{parsed.text}'")
             if store.rw.lock(*found, record, kind, timeout):
                 return found, False
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def _begin(self, store: Attachment, found: Found, path: AnyPath, mode: str, allow_abandoned: bool) -> None:
         """What the mode does to a file that stands, once it is locked: "wb" empties it, others refuse an abandoned one."""

@@ -14,6 +14,7 @@ import pytest
 from dmemfs_shm import MemoryFileSystem
 from dmemfs_shm.errors import MFSDeadlockError, MFSFileOpenError, MFSLockTimeoutError
 from dmemfs_shm.store.layout import JOURNAL_WORDS, MUTEXES, journal_at
+from dmemfs_shm.store.rwlock import FileLocks
 
 from ..conftest import Stores
 from ..crash.harness import WordBuffer, instrument
@@ -217,6 +218,27 @@ def test_timeout_default_is_of_the_object(stores: Stores) -> None:
                 call()
     assert fs.listdir("/") == ["d"]
     assert fs.read_bytes("/d/f") == b"x"
+
+
+def test_a_file_that_is_another_each_time_is_not_waited_for_longer(
+    fs: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at a path that leads to another file by then has its time from what is left, not from the start."""
+    lock, rests = FileLocks.lock, []
+
+    def lock_late(self: FileLocks, *args: Any) -> bool:
+        rests.append(args[-1])
+        if args[-1] <= 0 or len(rests) == 1000:
+            return lock(self, *args[:-1], 0.0)
+        time.sleep(0.001)
+        return False
+
+    with held_open(fs, "/f", "r+b"):
+        monkeypatch.setattr(FileLocks, "lock", lock_late)
+        with pytest.raises(MFSLockTimeoutError):
+            fs.open("/f", "r+b", lock_timeout=0.05)
+    assert rests[-1] == 0
+    assert rests[1:] == sorted(rests[1:], reverse=True)
 
 
 def test_default_of_none_waits_for_ever(stores: Stores) -> None:
