@@ -72,13 +72,15 @@ class MemoryFileHandle(io.RawIOBase):
         "_writable",
     )
 
+    _pieces: list[Piece] | None
+
     def __init__(self, fs: MemoryFileSystem, store: Attachment, node: int, held: list[Lease], path: str, mode: str) -> None:
         """Take over a lock record that is held, its lease in a list. Do not call: `MemoryFileSystem.open` does."""
         self._fs = fs
         self._store = store
         self._w = store.w
         self._node = node
-        self._at = at = store.tree.nodes_at + node * NODE_WORDS
+        self._at = store.tree.nodes_at + node * NODE_WORDS
         self._held = held  # whoever takes the lease out ends the hold
         self._record = held[0].word
         self._path = path
@@ -88,21 +90,16 @@ class MemoryFileHandle(io.RawIOBase):
         self._writable = mode != "rb"
         self._readable = mode not in _NOT_READABLE
         self._dirty = mode in ("wb", "xb")
-        self._size = self._w[at + N_SIZE]
+        self._size = self._w[self._at + N_SIZE]
         self._locate()
         if mode == "ab":
             self._pos = self._size
         self._closed = False
 
     def _locate(self) -> None:
-        """Learn where the bytes are: one piece, nearly always, or several.
-
-        Until that has worked (mapping an arena may fail) no byte is within reach, and whoever needs one comes here again.
-        """
+        """Learn where the bytes are: one piece, nearly always, or several. Mapping an arena may fail."""
+        self._forget()
         w, at = self._w, self._at
-        self._capacity = 0
-        self._pieces: list[Piece] | None = None
-        self._base = -1
         run, capacity = w[at + N_RUN], w[at + N_CAPACITY]
         blocks = (run >> RUN_UNITS_SHIFT) * UNIT
         if run:
@@ -118,6 +115,15 @@ class MemoryFileHandle(io.RawIOBase):
         if not w[at + N_SIZE] <= capacity == blocks:
             raise MFSCorruptStoreError("index", (at + N_CAPACITY) * WORD, f"{blocks}, and a size of at most that", capacity)
         self._capacity = capacity
+
+    def _forget(self) -> None:
+        """No byte is within reach from here on, until `_locate` has worked: whoever needs one calls it.
+
+        Comes before blocks change, for an exception does not tell whether they have changed.
+        """
+        self._capacity = 0
+        self._pieces = None
+        self._base = -1
 
     # ---- state
 
@@ -305,21 +311,13 @@ class MemoryFileHandle(io.RawIOBase):
         """Blocks of our own for *size* bytes, the first *keep* of which stay."""
         store, timeout = self._store, self._fs._timeout
         store.work_off()  # a view that is gone may not have given its pin back yet
-        try:
-            if self._w[self._at + N_PIN] & LOW32:
-                store.names.unshare(self._node, keep, size, timeout)
-            self._fs._guard.check_before_write(size - self._capacity)
-            store.names.grow(self._node, size, timeout)
-        finally:
-            self._relocate()
-
-    def _relocate(self) -> None:
-        """Learn anew where the bytes are: also after an exception, the blocks may be others than before.
-
-        Who went on with the old ones would write into those of a view, or of another file.
-        """
-        if self._w[W_STATE] == STATE_READY:
-            self._locate()
+        more = size - self._w[self._at + N_CAPACITY]
+        self._forget()
+        if self._w[self._at + N_PIN] & LOW32:
+            store.names.unshare(self._node, keep, size, timeout)
+        self._fs._guard.check_before_write(more)
+        store.names.grow(self._node, size, timeout)
+        self._locate()
 
     def _mark_dirty(self) -> None:
         """From here on our death leaves the file abandoned: a plain store into our own record, before the first change."""
@@ -348,10 +346,7 @@ class MemoryFileHandle(io.RawIOBase):
         target = self._pos if size is None else operator.index(size)
         if target < 0:
             raise ValueError("truncate size must be >= 0")
-        try:
-            self._resize(target, self._size)
-        finally:
-            self._relocate()
+        self._resize(target, self._size)
         self._pos = min(self._pos, target)
         return target
 
@@ -365,10 +360,17 @@ class MemoryFileHandle(io.RawIOBase):
             if pinned:
                 if not self._dirty:
                     self._mark_dirty()
-                self._store.names.unshare(self._node, target, target, self._fs._timeout)
+                self._forget()
+                try:
+                    self._store.names.unshare(self._node, target, target, self._fs._timeout)
+                finally:
+                    self._size = self._w[self._at + N_SIZE]
+                self._locate()
             self._change(target, lambda: None)
         if not pinned:
+            self._forget()
             self._store.names.fit(self._node)
+            self._locate()
 
     def _change(self, size: int, store_bytes: Any) -> None:
         """Change the size, after the bytes that become part of the file were stored."""

@@ -623,6 +623,52 @@ def open_again(fs: MemoryFileSystem) -> bytes:
         return handle.read()
 
 
+@pytest.mark.parametrize("change", ["write", "truncate"])
+def test_an_exception_after_the_blocks_have_changed(fs: MemoryFileSystem, change: str) -> None:
+    """A handle that was interrupted does not know its blocks any more: those it had may be a view's, or another file's."""
+    fs.write_bytes("/f", pattern(5000))
+    names = fs._store.names
+    with fs.view("/f") as view, fs.open("/f", "r+b") as handle:
+        unshare = names.unshare
+
+        def interrupted(*args: Any) -> None:
+            unshare(*args)
+            raise KeyboardInterrupt
+
+        names.unshare = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            handle.write(b"new") if change == "write" else handle.truncate(1000)
+        names.unshare = unshare  # type: ignore[method-assign]
+        handle.seek(0)
+        assert handle.write(b"new") == 3
+        assert handle.seek(0, 2) == (5000 if change == "write" else 1000)
+        assert view == pattern(5000)
+        handle.seek(0)
+        assert handle.read() == (b"new" + pattern(5000)[3:])[: 5000 if change == "write" else 1000]
+
+
+def test_an_exception_after_blocks_were_given_back(fs: MemoryFileSystem) -> None:
+    """As above, and what the file had is another file's by now."""
+    fs.write_bytes("/f", pattern(50_000))
+    names = fs._store.names
+    with fs.open("/f", "r+b") as handle:
+        fit = names.fit
+
+        def interrupted(*args: Any) -> None:
+            fit(*args)
+            raise KeyboardInterrupt
+
+        names.fit = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            handle.truncate(4096)
+        names.fit = fit  # type: ignore[method-assign]
+        fs.write_bytes("/other", pattern(40_000, 1))
+        handle.seek(4096)
+        assert handle.write(bytes(40_000)) == 40_000
+        assert fs.read_bytes("/other") == pattern(40_000, 1)
+    assert fs.read_bytes("/f") == pattern(4096) + bytes(40_000)
+
+
 def test_a_write_that_failed_is_written_again_with_the_same_handle(named: MemoryFileSystem) -> None:
     """A file that got blocks, which then could not be mapped: the next write maps them, and loses nothing."""
     named.write_bytes("/f", b"an arena")
