@@ -371,8 +371,8 @@ class Attachment:
     def leave(self) -> None:
         """Give the slot back and close everything. Takes no mutex: a finaliser may call it.
 
-        What we still hold (views that live on, notes of finalisers, half a copy) is given back by the slot's next tenant
-        or by whoever reaps it, so the slot then stays marked as ours.
+        What we still hold (views that live on, notes of finalisers, half a copy, what was forgotten when memory had
+        ended) is given back by the slot's next tenant or by whoever reaps it, so the slot then stays marked as ours.
         """
         _attached.pop(self._key, None)
         self.is_left = True
@@ -427,6 +427,15 @@ class Attachment:
                 count += 1
         return count
 
+    def mend(self) -> None:
+        """Roll back what a section left that could not even be abandoned: memory had ended, and is there again.
+
+        Comes before the words of our own records are believed outside a section. MFSStoreBusyError.
+        """
+        for mutex in self.mutexes:
+            if mutex.is_entered:
+                mutex.mend(self.threads.thread)
+
     def work_off(self) -> None:
         """Do what finalisers and failed closes left behind, and log what recovery did.
 
@@ -434,13 +443,14 @@ class Attachment:
         """
         interrupted = None in self.dropped
         try:
+            if self.dropped or self.unpinned:
+                self.mend()
             if self.dropped:
                 self.rw.work_off()
             if self.unpinned:
                 self.content.leases.work_off(self.names.give_back_pin)
             if self.has_half_copy:
-                with self.intending:
-                    self.names.end_half_copy()
+                self.names.drain_half_copy()
             if interrupted:
                 self.names.drain()
         except BaseException as error:
@@ -449,11 +459,12 @@ class Attachment:
             if not isinstance(error, MFSStoreBusyError):
                 raise
         if self.recovery.events:
-            import logging
+            with contextlib.suppress(ImportError):  # no descriptor to load it with: it is said another time
+                import logging
 
-            logger = logging.getLogger("dmemfs_shm")
-            while self.recovery.events:
-                logger.info("%s", self.recovery.events.popleft())
+                logger = logging.getLogger("dmemfs_shm")
+                while self.recovery.events:
+                    logger.info("%s", self.recovery.events.popleft())
             with contextlib.suppress(OSError):  # which makes an event for the next time
                 self.recovery.let_go()
 

@@ -23,6 +23,7 @@ parent is killed in the middle of a recovery, or with the OFD backend in any sec
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -168,6 +169,12 @@ class ByteLocks:
         self.fd = -1
         if self._anchor is not None:
             self._anchor.release()
+
+    def __del__(self) -> None:
+        """A description that nobody has any more must not keep its locks: there was no memory even to close it."""
+        with contextlib.suppress(AttributeError):  # it was never opened
+            if self._mark >= 0 and self.fd >= 0:
+                self.close()
 
 
 def keep_locked(name: str, byte: int, *, shared: bool = False, inherited: bool = False) -> segment.Anchor | None:

@@ -62,7 +62,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import posix_ipc
@@ -227,24 +227,27 @@ class Mutex:
         self._give_token()
         del self._gate[0]
 
-    def abandon(self, thread: Thread, inner: Iterable[Mutex] = ()) -> None:
+    def abandon(self, thread: Thread, inner: Sequence[Mutex] = ()) -> None:
         """Leave after an exception, wherever it came: roll back what is open, give back what is ours. Idempotent.
 
         *inner*: the mutexes entered inside this one; they stay ours until its journal, which may be about them, is rolled
         back. It must come to its end: a claim that it left standing nobody else may clear. So a further asynchronous
-        exception makes it start again, and is raised afterwards.
+        exception makes it start again, and is raised afterwards. Nothing outside the `try` allocates memory.
         """
         interruption: BaseException | None = None
-        left = True
-        for mutex in (self, *inner):
-            for _ in range(ABANDON_TRIES):
-                try:
-                    mutex._abandon(thread)
-                    break
-                except BaseException as error:  # noqa: BLE001  (it is raised below)
-                    interruption = error
-            else:
+        left, mutex, done, tries = True, self, 0, 0
+        while True:
+            try:
+                mutex._abandon(thread)
+            except BaseException as error:  # noqa: BLE001  (it is raised below)
+                interruption = error
+                tries += 1
+                if tries < ABANDON_TRIES:
+                    continue
                 left = False
+            if done == len(inner):
+                break
+            mutex, done, tries = inner[done], done + 1, 0
         if left:
             thread.inside = False
         if interruption is not None:
@@ -300,7 +303,7 @@ class Mutex:
                     waiting.append(thread)
                 elif looks % 32 == 0:
                     with contextlib.suppress(MFSStoreBusyError):
-                        self._mend_gate(thread)
+                        self.mend(thread)
                 if deadline is not None and time.monotonic() >= deadline:
                     raise MFSStoreBusyError(self._who_is_in_front())
         finally:
@@ -314,8 +317,13 @@ class Mutex:
         except IndexError:
             return True
 
-    def _mend_gate(self, thread: Thread) -> None:
-        """Open a gate whose thread is not in a section any more, and forget a waiter that is gone."""
+    @property
+    def is_entered(self) -> bool:
+        """Whether a thread of this process is inside, or left the gate shut."""
+        return bool(self._gate)
+
+    def mend(self, thread: Thread) -> None:
+        """Open a gate whose thread is not in a section any more, and forget a waiter that is gone. MFSStoreBusyError."""
         other = self._gate.get(0)
         if other is not None and not in_section(other):
             self._abandon_for(other)
@@ -373,8 +381,10 @@ class Mutex:
             semaphore = open_semaphore(names.mutex(self.uuid, self.number, generation))
         except FileNotFoundError:
             return False
+        calls = semaphore.acquire, semaphore.release
+        self._generation = -1  # no token is given to this one for a claim of the old one, whatever comes in between
         old, self._semaphore = self._semaphore, semaphore
-        self._try_token, self._give_token = semaphore.acquire, semaphore.release
+        self._try_token, self._give_token = calls
         self._generation = generation
         if old is not None:
             old.close()

@@ -371,14 +371,17 @@ class Namespace:
         """End what a pin record holds, if it still holds anything, and return its lease; if that fails, lose it."""
         pin, leases = lease.word, self.content.leases
         try:
+            if self.store.threads.thread.inside:  # a section could not be abandoned
+                self.store.mend()
             if self.w[pin]:
                 self.store.transact(lambda section: self.content.unpin(section, pin), self.store.patience)
                 self.drain_pinned()
         except MFSStoreBusyError:
             leases.lose(lease)
         except BaseException:
+            lease.is_lost = True  # first, and without a call: there may be no memory for one
+            leases.lost.append(None)
             self.store.dropped.append(None)
-            leases.lose(lease)
             raise
         else:
             leases.free.append(lease)
@@ -784,6 +787,11 @@ class Namespace:
             store.dropped.append(None)
             raise
 
+    def drain_half_copy(self) -> None:
+        """A copy that failed could not take back what it had."""
+        with self.store.intending:
+            self.end_half_copy()
+
     def _tree_charge(self, found: Found) -> int:
         """What the files below a directory are charged, or would be if they were closed."""
         total, todo = 0, [found[:2]]
@@ -1056,6 +1064,8 @@ class Namespace:
 
     def drain(self) -> None:
         """Free everything that nobody can reach any more."""
+        if self.store.has_half_copy:
+            self.drain_half_copy()
         if self.w[ORPHANS]:
             self.drain_orphans()
         if self.w[PINNED]:

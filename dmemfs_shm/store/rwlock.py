@@ -485,11 +485,14 @@ class FileLocks:
         clears: the file is complete, as after a close; else its opening failed, or it was not opened for changing.
         """
         try:
+            if self.threads.thread.inside:  # a section could not be abandoned
+                self.store.mend()
             if self.w[lease.word] & REC_STATE:
                 self.store.names.finish(lease.word, clears=clears)
         except MFSStoreBusyError:
             self._lose(lease, clears=clears)
         except BaseException:
+            lease.is_lost = True  # first, and without a call: there may be no memory for one
             self.leases.lost.append(None)
             self._lose(lease, clears=clears)
             raise
@@ -497,9 +500,11 @@ class FileLocks:
             self.free.append(lease)
 
     def _lose(self, lease: Lease, *, clears: bool) -> None:
-        if clears:
-            self.mark_dropped(lease.word)
-        self.leases.lose(lease)
+        try:
+            if clears:
+                self.mark_dropped(lease.word)
+        finally:  # even if there is no memory for the word
+            self.leases.lose(lease)
 
     def mark_dropped(self, record: int) -> None:
         """A finaliser's note, or that of a close that failed: what the record holds is to be closed in order."""

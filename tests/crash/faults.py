@@ -19,6 +19,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import struct
 import threading
 from collections import Counter
@@ -77,9 +78,57 @@ class Fault(NamedTuple):
     def is_over(self, after: int) -> bool:
         return self.error == errno.EINTR and after >= BURST
 
+    @property
+    def keeps_locks(self) -> bool:
+        """Whether the kernel takes no lock back as long as it lasts."""
+        return self.call == "unlock" and self.for_good
+
+    @property
+    def starves(self) -> bool:
+        """Whether MemoryError may come of it."""
+        return self.error == errno.ENOMEM
+
     def __str__(self) -> str:
         error = errno.errorcode[self.error] if self.error else "SHORT"
         return f"{self.call} {self.number} fails with {error} {'for good' if self.for_good else 'once'}"
+
+
+class Limit(NamedTuple):
+    """A limit of the process that leaves it *room*: descriptors, bytes of a file, or bytes of address space.
+
+    The real thing, where `Fault` only says that it has happened; what it hits nobody can tell beforehand.
+    """
+
+    resource: int
+    room: int
+    for_good = True
+    keeps_locks = False
+
+    @property
+    def starves(self) -> bool:
+        return self.resource == resource.RLIMIT_AS
+
+    @contextlib.contextmanager
+    def imposed(self) -> Iterator[None]:
+        before = resource.getrlimit(self.resource)
+        resource.setrlimit(self.resource, (self._used() + self.room, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(self.resource, before)
+
+    def _used(self) -> int:
+        if self.resource == resource.RLIMIT_NOFILE:
+            fd = os.dup(0)
+            os.close(fd)
+            return fd
+        if self.resource == resource.RLIMIT_AS:
+            with open("/proc/self/statm", encoding="ascii") as statm:
+                return int(statm.read().split()[0]) * mmap.PAGESIZE
+        return 0
+
+    def __str__(self) -> str:
+        return f"limit {self.resource} leaves {self.room}"
 
 
 class Faults:
@@ -93,8 +142,12 @@ class Faults:
         self._thread = 0
 
     @contextlib.contextmanager
-    def armed(self, fault: Fault | None) -> Iterator[None]:
-        """In this block the calling thread's calls count, and the fault strikes."""
+    def armed(self, fault: Fault | Limit | None) -> Iterator[None]:
+        """In this block the calling thread's calls count, and the fault strikes, or the limit holds."""
+        if isinstance(fault, Limit):
+            with fault.imposed():
+                yield
+            return
         self._fault = fault
         self._thread = threading.get_ident()
         try:

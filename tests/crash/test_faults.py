@@ -20,6 +20,7 @@ import errno
 import gc
 import os
 import random
+import resource
 import signal
 import sys
 import threading
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dmemfs_shm import MemoryFileSystem, MFSError, MFSLockTimeoutError, MFSStoreGoneError
+from dmemfs_shm import MemoryFileSystem, MFSError, MFSLockTimeoutError, MFSStoreGoneError, view
 from dmemfs_shm.store import attachment, names
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.inspection import inspect, survey
@@ -42,7 +43,7 @@ from ..figures import FAULTS
 from ..lockstore import BOTH, clear_away, fresh_name, inside, leftovers, lock_findings, settle
 from ..processes import DEADLINE_S, Task
 from . import harness, operations
-from .faults import Fault, Faults, failing_calls, impatient
+from .faults import Fault, Faults, Limit, failing_calls, impatient
 from .harness import SEED, WordBuffer, instrument, run_child, short_slices
 from .operations import (
     LARGE,
@@ -62,6 +63,7 @@ from .operations import (
 )
 
 pytestmark = pytest.mark.crash
+assert view  # what the package imports when it is first needed is imported here: no import is to be tested
 
 SOME = {"generation": 2, "ofd": 1}  # of the points of an operation
 TIMES = {"generation": 8, "ofd": 2}  # of a call that an operation makes over and over
@@ -231,13 +233,13 @@ def insisting(path: str, mode: str, *pieces: bytes) -> Callable[..., Any]:
 
 
 def insisting_on_viewed(fs: MemoryFileSystem, _: Any) -> None:
-    view = fs.view("/d/small")
-    before = bytes(view)
+    seen = fs.view("/d/small")
+    before = bytes(seen)
     try:
         insisting("/d/small", "r+b", OTHER[:100], OTHER)(fs, None)
     finally:
-        assert bytes(view) == before
-        del view
+        assert bytes(seen) == before
+        del seen
 
 
 HANDLES = {
@@ -267,7 +269,7 @@ CONTENDED = [it for name, it in OPERATIONS.items() if name in MEETINGS or "hand-
 class Victim:
     """A process whose call fails, once or for good, in an operation."""
 
-    def __init__(self, operation: Operation, faults: Faults, fault: Fault | None) -> None:
+    def __init__(self, operation: Operation, faults: Faults, fault: Fault | Limit | None) -> None:
         self.operation = operation
         self.faults = faults
         self.fault = fault
@@ -283,7 +285,7 @@ class Victim:
         descriptors = open_descriptors()
         outcome = self._try(case, link)
         link.trace = [outcome]
-        if self.fault and self.fault.call == "unlock" and self.fault.for_good:
+        if self.fs and self.fault and self.fault.keeps_locks:
             self._be_there(case)
             self.fs.trim()
             pass_through(self.fs._store)  # what the kernel did not take back is given back by our next operation
@@ -297,7 +299,8 @@ class Victim:
         case.fs.close()  # ours, if the operation used what it inherited
         assert open_descriptors() == descriptors, "descriptors were left open"
         assert not self.complaints, self.complaints
-        assert self.fault is None or self.faults.failed or self.operation in CONTENDED, "the fault did not strike"
+        struck = self.faults.failed or not isinstance(self.fault, Fault) or self.operation in CONTENDED
+        assert struck, "the fault did not strike"
         link.trace += [f"{call}:{count}" for call, count in self.faults.calls.items()]
 
     def _try(self, case: Scene, link: harness.Fault) -> str:
@@ -311,6 +314,9 @@ class Victim:
                 self._do(case, held)
         except (MFSError, OSError) as error:
             return f"refused:{type(error).__name__}"
+        except MemoryError:
+            assert self.fault and self.fault.starves
+            return "refused:MemoryError"
         return "done"
 
     def _do(self, case: Scene, held: Any = None) -> None:
@@ -349,14 +355,16 @@ def open_descriptors() -> list[str]:
 # ---- the test
 
 
-def strike(operation: Operation, backend: str, fault: Fault | None, after: State | None = None) -> tuple[Scene, list[str]]:
+def strike(
+    operation: Operation, backend: str, fault: Fault | Limit | None, after: State | None = None
+) -> tuple[Scene, list[str]]:
     """Let the fault strike; the case, and what the child called."""
     with short_slices(), failing_calls() as faults, setup_of(operation, backend, Scene)() as case:
         case.written, case.after = operation.written, after
         status, messages = run_child(Victim(operation, faults, fault).live, case, None)
         assert os.waitstatus_to_exitcode(status) == 0, f"{fault}: {messages}"
         try:
-            Task(case.again, fault.number if fault else 0).result()
+            Task(case.again, 1).result()
         except Exception as error:
             raise AssertionError(f"{fault}") from error
         assert case.findings == [], f"{fault}: {messages} {case.findings}"
@@ -483,7 +491,7 @@ EVENTS: dict[str, Event] = {
 class Owner:
     """A child that does it, with a fault; and again, unless it was done."""
 
-    def __init__(self, event: Event, faults: Faults, fault: Fault | None) -> None:
+    def __init__(self, event: Event, faults: Faults, fault: Fault | Limit | None) -> None:
         self.event = event
         self.faults = faults
         self.fault = fault
@@ -498,7 +506,11 @@ class Owner:
                 outcome = "done"
             except (MFSError, OSError) as error:
                 outcome = f"refused:{type(error).__name__}"
-            assert self.fault is None or self.faults.failed, "the fault did not strike"
+            except MemoryError:
+                outcome = "refused:MemoryError"
+                assert isinstance(self.fault, Limit)
+                assert self.fault.starves
+            assert self.faults.failed or not isinstance(self.fault, Fault), "the fault did not strike"
             if outcome != "done":
                 if not self.event.ends and not self.fault.for_good:  # for good, what clears away may fail as well
                     assert set(plot.left()) <= set(stood), "something is left of a store that was not made"
@@ -513,7 +525,7 @@ class Owner:
         link.trace = [outcome, *(f"{call}:{count}" for call, count in self.faults.calls.items())]
 
 
-def strike_event(event: Event, backend: str, fault: Fault | None) -> list[str]:
+def strike_event(event: Event, backend: str, fault: Fault | Limit | None) -> list[str]:
     """Let the fault strike in the event; what the child called."""
     plot = Plot(backend)
     with short_slices(), failing_calls() as faults:
@@ -573,3 +585,31 @@ def finding(strike: Callable[..., Any], *args: Any) -> str:
     except Exception as error:  # noqa: BLE001
         return "".join(traceback.format_exception(error)[-1:]) + str(error.__cause__ or "")
     return ""
+
+
+# ---- limits of the process
+
+
+ROOMS = {
+    resource.RLIMIT_NOFILE: range(8),
+    resource.RLIMIT_FSIZE: (0, 31, 32, 4096, 1 << 20, 1 << 25, 1 << 30),
+    resource.RLIMIT_AS: (0, 1 << 16, 1 << 20, 1 << 23, 1 << 25, 1 << 27),
+}
+LIMITS = [Limit(what, room) for what, rooms in ROOMS.items() for room in rooms]
+LIMITED = ("create-first", "write-growing", "read", "view-of-pieces", "write-bytes-over-large", "copy-tree", "attach")
+LIMITED_TOO = ("recover-names", "wait-for-a-writer", "attach-after-a-death")
+
+
+@pytest.mark.parametrize("backend", BOTH)
+@pytest.mark.parametrize("all_of_them", AMOUNT)
+@pytest.mark.parametrize("name", [*LIMITED, *LIMITED_TOO, *EVENTS])
+def test_limits(name: str, all_of_them: bool, backend: str, record_property: Callable[[str, object], None]) -> None:
+    """As above, with no more descriptors, smaller files, or less address space than it takes."""
+    limits = LIMITS if all_of_them else random.Random(f"{SEED}:{name}:{backend}").sample(LIMITS, SOME[backend])
+    if name in EVENTS:
+        findings = [found for limit in limits if (found := finding(strike_event, EVENTS[name], backend, limit))]
+    else:
+        case, _ = strike(OPERATIONS[name], backend, None)
+        findings = [found for limit in limits if (found := finding(strike, OPERATIONS[name], backend, limit, case.state))]
+    assert findings == []
+    record_property(FAULTS, len(limits))

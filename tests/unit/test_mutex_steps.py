@@ -194,7 +194,7 @@ def test_who_gives_up_at_the_gate(either: Attachment, monkeypatch: pytest.Monkey
 def test_mending_the_gate(store: Attachment) -> None:
     """It is opened for one that vanished and for nobody else; a waiter that vanished is forgotten, one that waits is not."""
     each, thread = store.mutexes[K], store.threads.thread
-    each._mend_gate(thread)
+    each.mend(thread)
     entered, leave = threading.Event(), threading.Event()
 
     def body() -> None:
@@ -206,12 +206,12 @@ def test_mending_the_gate(store: Attachment) -> None:
     busy = each._gate[0]
     gone = in_thread(lambda: store.threads.thread)  # only now: a thread that starts later may get its number
     each._waiting.append(thread)
-    each._mend_gate(thread)
+    each.mend(thread)
     each._waiting[0] = busy
-    each._mend_gate(thread)
+    each.mend(thread)
     assert each._gate == {0: busy} and list(each._waiting) == [busy]
     each._waiting[0] = gone
-    each._mend_gate(thread)
+    each.mend(thread)
     assert not each._waiting
     each._abandon_for(gone)
     each._abandon_for(busy)
@@ -219,7 +219,7 @@ def test_mending_the_gate(store: Attachment) -> None:
     leave.set()
     task.result()
     each._gate[0] = gone
-    each._mend_gate(thread)
+    each.mend(thread)
     assert not each._gate
 
 
