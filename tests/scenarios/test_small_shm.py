@@ -13,16 +13,19 @@ import random
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import pytest
 
 from dmemfs_shm import MemoryFileSystem, MFSNoSpaceError, MFSViewError
-from dmemfs_shm.store.layout import N_RUNS, RECOVERIES
-from dmemfs_shm.store.recovery import SPARES
+from dmemfs_shm.store import names
+from dmemfs_shm.store.layout import N_RUNS, RECOVERIES, SLOTS_AT
+from dmemfs_shm.store.recovery import SPARES, unlink_semaphore
 
-from ..crash.harness import WordBuffer, instrument
+from ..crash.harness import SEED, WordBuffer, instrument, watched
+from ..figures import FAULTS
 from ..lockstore import BOTH
 from ..own_shm import fill_shm, free_shm, is_possible, own_shm
 from ..processes import DEADLINE_S, call_in_child
@@ -462,3 +465,167 @@ def test_others_fill_it_in_the_middle(size_mib: int) -> None:
     """Each operation happens, or is refused."""
     done, refused = in_small_shm(size_mib, in_the_middle, 1.5, 1)
     assert done and refused
+
+
+# ---- somebody else fills it at a moment of our choice
+
+
+class Moment:
+    """Counts the points of an operation (stores to shared memory, calls that others notice); at one of them it is full."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self.passed = 0
+        self.chosen = -1
+
+    def point(self, _: str) -> None:
+        if self.passed == self.chosen:
+            self.chosen = -1
+            fill_shm()
+        self.passed += 1
+
+    def during(self, operation: Callable[[MemoryFileSystem], Any], fs: MemoryFileSystem, chosen: int = -1) -> int:
+        """Run the operation, full from the chosen point on; how many points it had. MFSNoSpaceError, MFSViewError."""
+        self.passed, self.chosen = 0, chosen
+        words = self.store.w
+        instrument(self.store, lambda words: WordBuffer(words, self.point))
+        try:
+            with watched(self.store, self.point):
+                operation(fs)
+        finally:
+            self.chosen = -1
+            instrument(self.store, lambda _: words)
+        return self.passed
+
+
+def view_pieces(fs: MemoryFileSystem) -> None:
+    with fs.view("/pieces") as view:
+        assert len(view) == 160 * KIB
+    fs.stats()
+
+
+def second_store(fs: MemoryFileSystem) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # that it is larger than /dev/shm
+        with contextlib.closing(MemoryFileSystem.create("second", QUOTA)):
+            pass
+
+
+FILLED: dict[str, Callable[[MemoryFileSystem], Any]] = {
+    name: GROWING[name] for name in ("write", "append", "truncate-longer", "preallocate", "write_bytes", "write_bytes-over")
+} | {
+    "copy": lambda fs: fs.copy("/tree/c", "/new"),
+    "copy_tree": lambda fs: fs.copy_tree("/tree", "/tree2"),
+    "mkdir": lambda fs: fs.mkdir("/small/a/b/c"),
+    "view": view_pieces,
+    "create-a-second-store": second_store,
+}
+
+
+def filled_within(backend: str, points: int, seed: int) -> tuple[int, int]:
+    fs = a_store(backend)
+    done = refused = 0
+    moment, rng = Moment(fs._store), random.Random(seed)
+    for name, operation in FILLED.items():
+        prepare(fs)
+        count = moment.during(operation, fs)
+        for chosen in sorted(rng.sample(range(count), min(points, count))):
+            prepare(fs)
+            try:
+                moment.during(operation, fs, chosen)
+                done += 1
+            except (MFSNoSpaceError, MFSViewError):
+                refused += 1
+            except BaseException as error:
+                raise AssertionError(f"{name}, full before point {chosen} of {count}") from error
+            expect_intact(fs)
+            free_shm()
+            prepare(fs)
+            operation(fs)
+            expect_intact(fs)
+    prepare(fs)
+    fs.close()
+    MemoryFileSystem.destroy("small")
+    assert os.listdir("/dev/shm") == []
+    return done, refused
+
+
+def prepare(fs: MemoryFileSystem) -> None:
+    """The same for each try: a file to be changed, one in pieces, and all memory that is not needed given back."""
+    for path in "/new", "/spare", "/pieces", "/behind":
+        with contextlib.suppress(FileNotFoundError):
+            fs.remove(path)
+    for path in "/tree2", "/small":
+        with contextlib.suppress(FileNotFoundError):
+            fs.rmtree(path)
+    with contextlib.suppress(FileNotFoundError):
+        MemoryFileSystem.destroy("second")
+    fs.mkdir("/small")
+    fs.write_bytes("/spare", data(10 * KIB, 9))
+    in_pieces(fs, "/pieces")
+    fs.trim()
+
+
+@pytest.mark.parametrize("points", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", BOTH)
+@pytest.mark.parametrize("size_mib", [4, 8])
+def test_others_fill_it_within_an_operation(
+    size_mib: int, backend: str, points: int, record_property: Callable[[str, object], None]
+) -> None:
+    """At seeded points of each operation: it happens, or it is refused and has changed nothing; and works with room."""
+    done, refused = in_small_shm(size_mib, filled_within, backend, points, SEED)
+    assert done
+    assert refused
+    record_property(FAULTS, done + refused)
+
+
+# ---- the spare semaphores, and the end
+
+
+def spares_run_out() -> None:
+    fs = a_store()
+    store = fs._store
+    fs.mkdir("/lost")
+    store.mutexes[0]._semaphore.acquire(0)  # the token is lost, as by a death
+    for spare in range(SPARES):
+        unlink_semaphore(names.spare(store.uuid, spare))
+    with full_shm():
+        before = store.words[:SLOTS_AT].tolist()
+        for _ in range(3):
+            with pytest.raises(MFSNoSpaceError, match="semaphore"):
+                fs.rename("/lost", "/found")
+        assert store.words[:SLOTS_AT].tolist() == before
+        assert fs.read_bytes("/d") == FILES["/d"]  # what takes another mutex, or none, goes on
+        write(fs, "/d", "r+b", FILES["/d"])
+    fs.rename("/lost", "/found")
+    assert store.w[RECOVERIES] == 1
+    assert len([entry for entry in os.listdir("/dev/shm") if "spare" in entry]) == SPARES
+    expect_intact(fs)
+
+
+def test_when_the_spare_semaphores_run_out() -> None:
+    """A recovery without one is refused before it has changed a word, and done as soon as there is a page."""
+    in_small_shm(4, spares_run_out)
+
+
+def endings(backend: str) -> None:
+    fs, other = a_store(backend), MemoryFileSystem(QUOTA)
+    other.write_bytes("/f", data(10 * KIB, 9))
+    view = fs.view("/d")
+    with full_shm():
+        use_up(fs)
+        fs.close()
+        other.close()
+        assert view == FILES["/d"]
+        with contextlib.closing(MemoryFileSystem.attach("small")) as again:
+            expect_intact(again)
+        MemoryFileSystem.destroy("small")
+        assert os.listdir("/dev/shm") == ["filler"]
+        assert view == FILES["/d"]
+        del view
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_closing_and_destroying_when_it_is_full(backend: str) -> None:
+    """To go needs no memory: named or private, with views that live on."""
+    in_small_shm(4, endings, backend)
