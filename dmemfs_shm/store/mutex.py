@@ -83,6 +83,7 @@ from .semaphores import open_semaphore, sleep_on
 
 if TYPE_CHECKING:
     import uuid as uuids
+    from types import FrameType
 
     from .identity import ByteLocks, Participants
     from .recovery import Recovery
@@ -334,8 +335,21 @@ class Mutex:
 
     def _abandon_for(self, other: Thread) -> None:
         with self.recovery.local:
-            if self._gate.get(0) is other and not in_section(other):
+            if self._is_left_by(other):
                 self._abandon(other, time.monotonic())
+
+    def _is_left_by(self, other: Thread) -> bool:
+        """Whether the thread left its section with the gate shut: then it stays so until the gate is opened for it.
+
+        It must have the gate and be elsewhere at one and the same moment, or it may have left in order, and be inside anew.
+        So no other thread comes between looking at the gate and at the frames: the only call is the one that gets them.
+        """
+        gate, current_frames = self._gate, sys._current_frames
+        try:
+            inside, frames = gate[0], current_frames()
+        except KeyError:
+            return False
+        return inside is other and not in_section(other, frames)
 
     def _take(self, timeout: float | None) -> int:
         """a1 and a2 the slow way; the generation whose token was taken."""
@@ -531,8 +545,8 @@ def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + max(timeout, GRACE_S)
 
 
-def in_section(thread: Thread) -> bool:
-    """Whether the thread, which says it is inside a section, really is.
+def in_section(thread: Thread, frames: dict[int, FrameType] | None = None) -> bool:
+    """Whether the thread, which says it is inside a section, really is, or was when the *frames* of all were looked at.
 
     One that is gone is not, whatever it is doing. A section is straight code of this folder, so a frame of this folder must
     be on its stack. On our own stack the frames of the present call come first; below them is whatever a signal handler or
@@ -540,7 +554,7 @@ def in_section(thread: Thread) -> bool:
     """
     if thread.gone:
         return False
-    frame = sys._current_frames().get(thread.ident)
+    frame = (sys._current_frames() if frames is None else frames).get(thread.ident)
     if thread.ident == threading.get_ident():
         while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
             frame = frame.f_back

@@ -578,6 +578,47 @@ def test_thread_that_comes_back_while_its_gate_is_mended(store: Attachment, monk
     assert sound(store) == []
 
 
+def test_thread_that_enters_anew_while_its_gate_is_looked_at(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was inside, then it was not, and now it is again: that is no gate left shut, whoever looks at it meanwhile."""
+    each, look = store.mutexes[K], mutex.in_section
+    entered, leave, left, come, anew, mended = (threading.Event() for _ in range(6))
+    mender = threading.get_ident()
+
+    def first() -> None:
+        entered.set()
+        assert leave.wait(DEADLINE_S)
+
+    def second() -> None:
+        anew.set()
+        assert mended.wait(DEADLINE_S)
+        assert each._gate.get(0) is store.threads.thread, "its gate was opened under it"
+        assert store.w[store.layout.slot_at(store.slot) + S_CLAIM + K] != NO_CLAIM, "its claim is gone"
+
+    def come_and_go() -> None:
+        inside(store, K, first)
+        left.set()
+        assert come.wait(DEADLINE_S)
+        inside(store, K, second)
+
+    def slowly(*whom: Any) -> bool:
+        if threading.get_ident() != mender or leave.is_set():
+            return look(*whom)
+        leave.set()
+        assert left.wait(DEADLINE_S)
+        seen = look(*whom)
+        come.set()
+        assert anew.wait(DEADLINE_S)
+        return seen
+
+    task = Task(come_and_go)
+    assert entered.wait(DEADLINE_S)
+    monkeypatch.setattr(mutex, "in_section", slowly)
+    each._abandon_for(each._gate[0])
+    mended.set()
+    task.result()
+    assert sound(store) == []
+
+
 def test_gate_left_shut_by_a_thread_that_waits_elsewhere(store: Attachment) -> None:
     """It does not keep others out for as long as it is busy with something else."""
     left = threading.Event()
