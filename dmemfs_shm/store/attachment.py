@@ -454,7 +454,7 @@ class Attachment:
             if interrupted:
                 self.names.drain()
         except BaseException as error:
-            if interrupted:
+            if interrupted and None not in self.dropped:
                 self.dropped.append(None)
             if not isinstance(error, MFSStoreBusyError):
                 raise
