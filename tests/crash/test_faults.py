@@ -55,6 +55,7 @@ from .operations import (
     Operation,
     State,
     call,
+    charge,
     differences,
     killed_in,
     look,
@@ -291,6 +292,7 @@ class Victim:
             pass_through(self.fs._store)  # what the kernel did not take back is given back by our next operation
         link.ask("others_go_on")
         self._do_again(case, link, done=outcome == "done")
+        self._expect_nothing_kept(case)
         if self.fs._store is not None:
             gates = [mutex.number for mutex in self.fs._store.mutexes if mutex._gate or mutex._waiting]
             assert not gates, f"the gates of {gates} are shut"
@@ -344,6 +346,16 @@ class Victim:
                     self.fs.remove(path)
         if self.operation.written or look(self.fs) != case.after:
             self._do(case, self.operation.ready(self.fs, link) if self.has_handle else None)
+
+    def _expect_nothing_kept(self, case: Scene) -> None:
+        """What could not be given back at the time is given back by now, without dying or leaving."""
+        self._be_there(case)
+        self.fs.trim()
+        assert [lock for lock in self.fs.locks() if lock.pid == os.getpid()] == []
+        if not case.views:
+            assert self.fs.info()["orphaned"] == 0
+            cost = sum(charge(len(what)) for what in look(self.fs).values() if what is not None)
+            assert self.fs.stats()["used_bytes"] == cost
 
 
 def open_descriptors() -> list[str]:

@@ -828,3 +828,20 @@ def test_hundreds_of_private_stores(stores: Stores) -> None:
         fs.close()
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def forget_and_leave(fs: MemoryFileSystem) -> None:
+    """A handle is lost without a note, as when there was no memory for one; then everything ends in order."""
+    handle = fs.open("/f", "r+b")
+    handle._closed = True
+    fs._handles.clear()
+    fs.close()
+
+
+def test_what_a_process_forgot_is_given_back_for_it(named: MemoryFileSystem) -> None:
+    """Whoever left in order and still held something is reaped like the dead."""
+    named.write_bytes("/f", b"x")
+    call_in_child("fork", forget_and_leave, named)
+    with named.open("/f", "r+b", lock_timeout=10) as handle:
+        assert handle.read() == b"x"
+    assert named.locks() == []
