@@ -270,6 +270,33 @@ def test_an_interrupted_writer_does_not_go_on_in_the_old_blocks(fs: MemoryFileSy
     assert fs.read_bytes("/f")[:3] == b"new"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("is_unlocked", [False, True], ids=["locked", "unlocked"])
+def test_a_view_whose_lock_could_not_be_given_back(
+    fs: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, is_unlocked: bool, error: type[BaseException]
+) -> None:
+    """Nobody gets it: the next operation gives back the lock, and the pin that it had by then."""
+    fs.write_bytes("/f", pattern(5000))
+    store = fs._store
+    unlock, pinned = store.rw.unlock, []
+
+    def failing(record: int, **options: bool) -> None:
+        pinned.append(store.content.has_views())
+        if is_unlocked:
+            unlock(record, **options)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.rw, "unlock", failing)
+        with pytest.raises(error):
+            fs.view("/f")
+    assert pinned == [True]
+    gc.collect()
+    fs.remove("/f")
+    assert not store.content.has_views()
+    assert (fs.locks(), used(fs), orphaned(fs)) == ([], 0, 0)
+
+
 def test_a_pin_ends_with_its_last_buffer(fs: MemoryFileSystem) -> None:
     """Removed content is charged as orphaned until the last buffer on it goes."""
     fs.write_bytes("/f", pattern(5000))
