@@ -23,12 +23,12 @@ parent is killed in the middle of a recovery, or with the OFD backend in any sec
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import struct
 import time
+from collections import deque
 
 from ..errors import MFSStoreGoneError
 from . import segment
@@ -61,12 +61,16 @@ class ByteLocks:
     __slots__ = ("_anchor", "_inode", "_mark", "fd", "name")
 
     def __init__(self, name: str, fd: int = -1, *, anchored: bool = False) -> None:
+        self.fd = self._mark = -1
+        self._anchor: segment.Anchor | None = None
+        _close_dropped()
         self.name = name
         self.fd = segment.open_fd(name) if fd < 0 else fd
         with segment.closed_on_failure(self.fd):
             self._mark = segment.mark(self.fd) if fd < 0 else -1
             self._inode = os.fstat(self.fd).st_ino
-            self._anchor = segment.Anchor(self.fd) if anchored else None
+            if anchored:
+                self._anchor = segment.Anchor(self.fd)
 
     def try_lock(self, byte: int, *, shared: bool = False) -> bool:
         """Lock the byte if nobody else (no other description) has it in a conflicting way."""
@@ -171,10 +175,33 @@ class ByteLocks:
             self._anchor.release()
 
     def __del__(self) -> None:
-        """A description that nobody has any more must not keep its locks: there was no memory even to close it."""
-        with contextlib.suppress(AttributeError):  # it was never opened
+        """A description that nobody has any more must not keep its locks: there was no memory even to close it.
+
+        If there still is none, the next one that is made closes it. The deque has room for a few without memory.
+        """
+        try:
             if self._mark >= 0 and self.fd >= 0:
                 self.close()
+        except AttributeError:  # it was never opened
+            return
+        except BaseException:  # noqa: BLE001  (nobody could catch it)
+            _dropped.append(self)
+
+
+_dropped: deque[ByteLocks] = deque()
+
+
+def _close_dropped() -> None:
+    while _dropped:
+        try:
+            locks = _dropped.popleft()
+        except IndexError:  # another thread was quicker
+            return
+        try:
+            locks.close()
+        except BaseException:
+            _dropped.append(locks)
+            raise
 
 
 def keep_locked(name: str, byte: int, *, shared: bool = False, inherited: bool = False) -> segment.Anchor | None:
@@ -184,7 +211,8 @@ def keep_locked(name: str, byte: int, *, shared: bool = False, inherited: bool =
     """
     locks = ByteLocks(name)
     try:
-        return segment.Anchor(locks.fd, inherited=inherited) if locks.try_lock(byte, shared=shared) else None
+        anchor = segment.Anchor(locks.fd, inherited=inherited)  # first: one that got lost as it was made keeps no lock
+        return anchor if locks.try_lock(byte, shared=shared) else None
     finally:
         locks.close()
 

@@ -118,20 +118,26 @@ class Anchor:
 
     def __init__(self, fd: int, *, inherited: bool = False) -> None:
         """*fd* may be closed afterwards. MFSNoSpaceError if there is no address space for a page."""
+        self._address = 0
+        self._pid = 0 if inherited else os.getpid()
         libc = _libc()
         address = libc.mmap(None, PAGE, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
         if address == _MAP_FAILED:
             raise MFSNoSpaceError("Cannot map a page of address space; raise the limit (ulimit -v).", PAGE, errno.ENOMEM)
+        self._address = address
         if not inherited:
             libc.madvise(address, PAGE, mmap.MADV_DONTFORK)
-        self._address = address
-        self._pid = 0 if inherited else os.getpid()
 
     def release(self) -> None:
         """Let go. Idempotent; nothing in a forked child that did not get it."""
         address, self._address = self._address, 0
         if address and self._pid in (0, os.getpid()):
             _libc().munmap(address, PAGE)
+
+    def __del__(self) -> None:
+        """Who lost it in an exception keeps no lock by it."""
+        with contextlib.suppress(AttributeError):  # it was never made
+            self.release()
 
 
 @functools.cache
