@@ -250,12 +250,16 @@ class Recovery:
             provide_spares(self.uuid)
 
     def retire_claims(self, slot: int, deadline: float | None) -> None:
-        """Before a dead tenant's slot is taken: recover what it holds, make its other claims void. Under the attach byte."""
+        """Before a dead tenant's slot is taken: recover what it holds, make its other claims void. Under the attach byte.
+
+        MFSStoreBusyError if the kernel does not say (any more) that it is dead: its claim stands for its open journal.
+        """
         for number in range(MUTEXES):
-            if self.w[self._claim_at(slot, number)] == NO_CLAIM:
+            claim = self.w[self._claim_at(slot, number)]
+            if claim == NO_CLAIM:
                 continue
-            if self.w[self._claim_at(slot, number)] == self.w[generation_at(number)] & ~1:
-                self.recover(number, deadline)
+            if claim == self.w[generation_at(number)] & ~1 and not self.recover(number, deadline):
+                raise MFSStoreBusyError("A participant slot was taken while it was being cleaned.")
             self.w[self._claim_at(slot, number)] = NO_CLAIM
 
 

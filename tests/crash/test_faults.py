@@ -402,6 +402,13 @@ def test_operation(name: str, all_of_them: bool, backend: str, record_property: 
     record_property(FAULTS, len(points))
 
 
+@pytest.mark.parametrize("number", [3, 4])
+def test_a_dead_tenant_that_seems_to_live_while_its_slot_is_taken(number: int) -> None:
+    """Its claim stands until its journal is rolled back: whoever takes the slot does not make it void before."""
+    fault = Fault("getlk", number, errno.EINTR, for_good=True)
+    strike(OPERATIONS["attach-after-a-death-in-names"], "generation", fault)
+
+
 @pytest.mark.parametrize("name", ["wait-in-vain", "hand-over-to-writer"])
 def test_no_parking_semaphore(name: str) -> None:
     """It only spares the waiter a slice: that there is none is neither his error nor that of who hands over to him."""
