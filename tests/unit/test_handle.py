@@ -14,6 +14,7 @@ import pytest
 
 from dmemfs_shm import MemoryFileSystem, MFSDeadlockError, MFSNoSpaceError
 from dmemfs_shm.handle import MemoryFileHandle
+from dmemfs_shm.store.layout import LOCK_BUSY, N_LOCK
 
 from ..processes import call_in_child, held_open
 
@@ -737,3 +738,19 @@ def test_interrupted_open(fs: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch)
 
 def interrupt(*_args: object, **_options: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_close_after_a_section_that_could_not_even_be_given_up(fs: MemoryFileSystem) -> None:
+    """What stands in our own record may be uncommitted: it is rolled back before the close believes it."""
+    fs.write_bytes("/f", b"x")
+    handle = fs.open("/f")
+    store, record = fs._store, handle._record
+    mutex = store.mutexes[store.layout.mutex_of(handle._node)]
+    mutex.acquire(store.threads.enter())
+    store.w[mutex.journal + 1], store.w[mutex.journal + 2] = record, store.w[record]
+    store.w[mutex.journal] = 1
+    store.w[record] = 0
+    handle.close()
+    assert not mutex.is_entered
+    assert store.w[handle._at + N_LOCK] & LOCK_BUSY == 0, "the file is still locked"
+    assert (fs.locks(), fs.check()) == ([], [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dmemfs_shm import MemoryFileSystem, MFSStoreBusyError
 from dmemfs_shm.store.lease import Lease, Leases
 
 
@@ -63,3 +64,20 @@ def test_what_cannot_be_given_back_stays_lost() -> None:
         leases.work_off(refuse)
     assert sorted(worked_off(leases)) == [0, 1, 2]
     assert worked_off(leases) == []
+
+
+def test_notes_do_not_pile_up_while_nothing_can_be_given_back(fs: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many operations come by while a stopped process is in the way."""
+    store = fs._store
+
+    def refuse() -> None:
+        raise MFSStoreBusyError
+
+    store.dropped.append(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "mend", refuse)
+        for _ in range(3):
+            store.work_off()
+    assert list(store.dropped) == [None]
+    store.work_off()
+    assert not store.dropped
