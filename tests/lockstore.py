@@ -231,7 +231,6 @@ def queued(store: Attachment, node: int) -> int:
 def settle(store: Attachment) -> None:
     """Do for the dead whatever is to be done: reap them, and pass once through every mutex."""
     store.work_off()
-    store._reaped.clear()
     store.reap_dead(10.0)
     for number in range(MUTEXES):
         inside(store, number, lambda: None, 10.0)

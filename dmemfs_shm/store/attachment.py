@@ -73,7 +73,6 @@ from .layout import (
     PAGE_WORDS,
     PARAMS_BYTES_MAX,
     PARAMS_OFFSET,
-    REAPS,
     REC_STATE,
     RECORD_WORDS,
     ROOT,
@@ -228,7 +227,6 @@ class Attachment:
         self.has_half_copy = False  # one of them failed and has left something
         self.wants_buckets = False
         self._life: segment.Anchor | None = None  # counts us among the users of a private store
-        self._reaped: dict[int, int] = {}  # slot: the epoch whose tenant we have reaped
 
     # ---- identity
 
@@ -309,7 +307,11 @@ class Attachment:
     # ---- joining and leaving
 
     def join(self) -> None:
-        """Become a participant: a slot, a locked byte, a new epoch, and nothing left of the dead predecessor."""
+        """Become a participant: a slot, a locked byte, a new epoch, and nothing left of the dead predecessor.
+
+        From the new epoch on others may reap the predecessor, too. One that came upon the slot while it was not clean may
+        still be in a mutex when it is; he has left it when we have passed once more.
+        """
         deadline = time.monotonic() + WAIT_FOR_CREATOR_S
         try:
             if not self.locks.lock(LB_ATTACH, deadline):
@@ -320,6 +322,7 @@ class Attachment:
                 self.recovery.retire_claims(slot, deadline)
             else:
                 self._void_claims(slot)
+            self.participants.retire(slot)
             self._presence = keep_locked(self.locks.name, LB_SLOT + slot)
             if self._presence is None:
                 raise MFSStoreBusyError("A participant slot was taken while it was being cleaned.")
@@ -330,9 +333,10 @@ class Attachment:
         finally:
             self.locks.unlock(LB_ATTACH)
         epoch = self.participants.epoch(slot)
-        self.names.fit_for_dead(slot, epoch, WAIT_FOR_CREATOR_S)
-        self.rw.reap(slot, epoch, WAIT_FOR_CREATOR_S)
-        self.names.reap(slot, epoch, WAIT_FOR_CREATOR_S)
+        was_clean = False
+        while not was_clean:
+            was_clean = self.participants.is_clean(slot, epoch)
+            self._reap(slot, epoch, WAIT_FOR_CREATOR_S)
         if self.w[TRASH]:
             self.names.drain_trash()
 
@@ -360,6 +364,7 @@ class Attachment:
         at = self.layout.slot_at(slot)
         self.index.back(at * WORD, (SLOT_HEAD_WORDS + PAGE_WORDS) * WORD)
         self._void_claims(slot)
+        self.participants.prepare(slot)
         self.w[at + S_RECORDS] = _FIRST_RECORDS
         self.w[SLOTS_BACKED] = slot + 1
 
@@ -377,7 +382,7 @@ class Attachment:
         _attached.pop(self._key, None)
         self.is_left = True
         if self.slot >= 0 and not self.forked and self.state == STATE_READY and not self._holds_anything():
-            self.w[self.layout.slot_at(self.slot) + S_PID] = 0
+            self.participants.depart()
         self._close()
 
     def _holds_anything(self) -> bool:
@@ -408,24 +413,27 @@ class Attachment:
     # ---- what the living do for the dead, and for their own finalisers
 
     def reap_dead(self, timeout: float | None) -> int:
-        """Give back what dead participants hold. Returns how many there were that had not been reaped by us before.
+        """Give back what dead participants hold. Returns how many there were that nobody had reaped before.
 
         MFSStoreBusyError if a mutex was not to be had in *timeout* seconds; MFSStoreGoneError if somebody closed our lock
         descriptor and it can't be replaced.
         """
         self.recovery.mend()
         count = 0
-        for slot, epoch in self.participants.dead():
-            if self._reaped.get(slot) == epoch:
-                continue
-            self.names.fit_for_dead(slot, epoch, timeout)
-            if self.rw.reap(slot, epoch, timeout):
-                self.names.reap(slot, epoch, timeout)
-                self._reaped[slot] = epoch
-                self.w[REAPS] = self.w[REAPS] + 1
-                self.recovery.events.append(f"store {self.uuid.hex}: reaped {self.participants.describe(slot)}")
-                count += 1
+        for slot, below in self.participants.unreaped():
+            count += self._reap(slot, below, timeout)
         return count
+
+    def _reap(self, slot: int, below: int, timeout: float | None) -> bool:
+        """Give back what dead tenants of a slot held, those of epochs below this one. Whether nobody else had, before."""
+        self.names.fit_for_dead(slot, below, timeout)
+        if not self.rw.reap(slot, below, timeout) or not self.names.reap(slot, below, timeout):
+            return False
+        who = self.participants.describe(slot)
+        if self.participants.epoch(slot) >= below:
+            who = f"the predecessor of {who}"
+        self.recovery.events.append(f"store {self.uuid.hex}: reaped {who}")
+        return True
 
     def mend(self) -> None:
         """Roll back what a section left that could not even be abandoned: memory had ended, and is there again.

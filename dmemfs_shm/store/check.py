@@ -4,6 +4,7 @@
 
     mutexes     generation even (under m[0..16]), journals empty
     locks       the lock word of each node against the records of all slots, the queue in its order
+    participants  nothing stands in a slot that is said to be clean of all its tenants
     nodes       every node below the break is exactly one of: named, trash, orphan, pin, run, name, draft, free
     names       reachable from the root, in its bucket, parent and list links both ways
     blocks      every page is used by one run, or in one slab, or free, never two; lists, bitmaps and breaks agree
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MFSCorruptStoreError
 from .blocks import unit_of, units_of
+from .identity import next_epoch
 from .layout import (
     A_BACKED,
     A_BASE,
@@ -79,6 +81,7 @@ from .layout import (
     RUN_CLASSES,
     RUN_HEADS,
     RUN_MAP,
+    S_CLEAN,
     S_INTENT,
     S_PINS,
     SLAB_CLASSES,
@@ -116,6 +119,7 @@ def findings(store: Attachment) -> list[str]:
     for part in (
         checker.mutexes,
         checker.locks,
+        checker.participants,
         checker.names,
         checker.without_names,
         checker.free_nodes,
@@ -191,6 +195,19 @@ class _Checker:
                     lock & (LOCK_READERS | LOCK_WRITER) == 0 and lock >> LOCK_HEAD_SHIFT == 0,
                     f"node {node} has lock word {lock:#x} and nobody holds it",
                 )
+
+    def participants(self) -> None:
+        """Nothing stands in a slot whose tenants are all gone, if everything of theirs is said to have been given back."""
+        some = self.store.participants
+        for slot in range(self.store.layout.slots):
+            if not some.has_memory(slot):
+                break
+            at, epoch = self.store.layout.slot_at(slot), some.epoch(slot)
+            clean = self.w[at + S_CLEAN]
+            self.expect(clean <= next_epoch(epoch), f"slot {slot} has epoch {epoch} and is said to be clean below {clean}")
+            held = sum(self.w[record] & REC_STATE != FREE for record in self.store.rw.records(slot))
+            held += len(self._pins_of(slot)) + bool(self.w[at + S_INTENT])
+            self.expect(clean <= epoch or not held, f"slot {slot} is said to be clean, and {held} things are held there")
 
     def _lock_word(self, node: int, records: list[tuple[int, int]]) -> None:
         lock = self.w[self.at(node)]
@@ -331,16 +348,19 @@ class _Checker:
         names = self.files + self.dirs
         self.expect(0 < self.w[BUCKETS] <= max(1, self.store.layout.nodes_cap), f"{self.w[BUCKETS]} buckets for {names} names")
 
+    def _pins_of(self, slot: int) -> list[int]:
+        """The pin node of each pin of a slot that is in use."""
+        at = self.store.layout.slot_at(slot)
+        backed = min(self.w[at + S_PINS], PINS)
+        pins = range(at + PINS_AT, at + PINS_AT + backed * PIN_WORDS, PIN_WORDS)
+        return [self.w[pin] for pin in pins if self.w[pin]]
+
     def pins(self) -> None:
         counts: Counter[int] = Counter()
         for slot in range(self.store.layout.slots):
             if not self.store.participants.has_memory(slot):
                 break
-            at = self.store.layout.slot_at(slot)
-            backed = min(self.w[at + S_PINS], PINS)
-            for pin in range(at + PINS_AT, at + PINS_AT + backed * PIN_WORDS, PIN_WORDS):
-                if self.w[pin]:
-                    counts[self.w[pin]] += 1
+            counts.update(self._pins_of(slot))
         for node, file in self.pin_nodes.items():
             at = self.at(node)
             self.expect(

@@ -6,8 +6,28 @@ which for a killed process is after its last thread has run for the last time. S
 process is still to come. Nothing else is proof: pids are reused, differ between containers, and `os.kill(pid, 0)` succeeds
 on a zombie. Not even that /proc has no such process: it may be mounted for another pid namespace, or hide it.
 
-DEAD(slot, epoch) is: the slot's epoch is another one, or (the slot is not ours and its byte is free). Any error counts
-as alive. What pids say is for people alone.
+DEAD(slot, epoch) is: the slot's epoch is another one, or even, which is nobody's, or (the slot is not ours and its byte is
+free). Any error counts as alive. What pids say is for people alone.
+
+What a tenant holds (records, pins, an intent) stands in its slot and does not say of which epoch it is. The slot's word
+CLEAN says it: what tenants of epochs below CLEAN held has been given back, and no tenant takes anything before CLEAN has
+reached its epoch. So while CLEAN < b all that stands in the slot is of epochs below b, and may be given back if the tenants
+of these are dead. They are (`unreaped`), b being
+
+    the epoch of the next tenant, if the slot's is DEAD; a newcomer makes it even before it locks the byte (`retire`)
+    the slot's own epoch in any case: its tenant has introduced itself with a byte that theirs was
+
+so that it does not matter where a newcomer stops, or whether it goes on, while it cleans up after its predecessor.
+
+Whoever reaps asks for CLEAN < b inside the mutex that guards what he is about to free (`is_unreaped`), so any number may
+do it at once, and whoever dies or gives up on the way leaves CLEAN as it was, for the next one. CLEAN is raised under m[0]
+by him who is through with all of it (`note_clean`), so a death has one reaper. It is a plain store after a comparison and
+so never falls, which a transaction that is rolled back would make it do, under a tenant who has seen it risen.
+
+One case is left: a reaper who asked just before CLEAN was raised is still inside a mutex of nodes when the new tenant
+creates a file, which puts a record of that mutex's domain there under m[0] alone. So between CLEAN's rising and its first
+record a tenant passes through every mutex (`Attachment.join`). A tenant that leaves in order raises CLEAN itself
+(`depart`): while it lives nobody else has anything to raise.
 
 The byte must not outlive its process in a child, and not be lost while it lives. So what refers to the description is a
 mapping that forks do not get (`keep_locked`), and no descriptor: a child, however it was forked, does not keep its dead
@@ -35,6 +55,8 @@ from . import segment
 from .journal import Words
 from .layout import (
     LB_SLOT,
+    REAPS,
+    S_CLEAN,
     S_COMMAND,
     S_COMMAND_BYTES,
     S_EPOCH,
@@ -264,6 +286,11 @@ def command_line() -> bytes:
         return b""
 
 
+def next_epoch(epoch: int) -> int:
+    """The epoch of the next tenant of a slot that has this one."""
+    return epoch + 1 | 1
+
+
 class Participants:
     """The slots, as one process sees them. ``me`` is its own slot, or -1 for an observer that has none."""
 
@@ -280,36 +307,61 @@ class Participants:
 
     def is_dead(self, slot: int, epoch: int) -> bool:
         """DEAD(slot, epoch) of the module's docstring. Read the epoch before you ask."""
-        if self.w[self.layout.slot_at(slot) + S_EPOCH] != epoch:
+        if self.w[self.layout.slot_at(slot) + S_EPOCH] != epoch or epoch % 2 == 0:
             return True
         return slot != self.me and self.locks.is_free(LB_SLOT + slot)
 
-    def dead(self) -> list[tuple[int, int]]:
-        """(slot, epoch) of every participant that died without leaving."""
+    def unreaped(self) -> list[tuple[int, int]]:
+        """(slot, epoch) wherever something may stand that the dead held: the tenants of all epochs below that one."""
         found = []
         for slot in range(self.layout.slots):
-            at = self.layout.slot_at(slot)
             if not self.has_memory(slot):
                 break  # slots get memory in order
-            epoch = self.w[at + S_EPOCH]
-            if not self.w[at + S_PID] or slot == self.me:
+            at = self.layout.slot_at(slot)
+            epoch, clean = self.w[at + S_EPOCH], self.w[at + S_CLEAN]  # before the byte is asked about
+            if slot == self.me or clean > epoch:
                 continue
-            if self.locks.is_free(LB_SLOT + slot):
-                found.append((slot, epoch))
+            below = next_epoch(epoch) if self.is_dead(slot, epoch) else epoch
+            if clean < below:
+                found.append((slot, below))
         return found
+
+    def is_unreaped(self, slot: int, below: int) -> bool:
+        """Whether what stands in a slot is of epochs below this one. REQUIRES the mutex of what is to be freed.
+
+        Our own slot is asked about only before we take anything.
+        """
+        return slot == self.me or not self.is_clean(slot, below)
+
+    def is_clean(self, slot: int, below: int) -> bool:
+        """Whether what tenants of epochs below this one held is known to have been given back."""
+        return self.w[self.layout.slot_at(slot) + S_CLEAN] >= below
+
+    def note_clean(self, slot: int, below: int) -> bool:
+        """What tenants of epochs below this one held has been given back. REQUIRES m[0]. False if that was known."""
+        if self.is_clean(slot, below):
+            return False
+        self.w[self.layout.slot_at(slot) + S_CLEAN] = below
+        self.w[REAPS] = self.w[REAPS] + 1
+        return True
 
     def has_memory(self, slot: int) -> bool:
         """Whether the slot was ever used; only then may its words be read."""
         return slot < self.w[SLOTS_BACKED]
 
-    def introduce(self, slot: int) -> None:
-        """Become the tenant of a slot whose byte we have locked: the new epoch comes before all that is ours.
+    def prepare(self, slot: int) -> None:
+        """Make a slot that was never used one whose next tenant, the first, finds nothing."""
+        self.w[self.layout.slot_at(slot) + S_CLEAN] = next_epoch(self.epoch(slot))
 
-        The predecessor's pid stays until ours is stored, so that what he held is still reaped if we die here.
-        """
+    def retire(self, slot: int) -> None:
+        """Say that the last tenant of a slot is dead, before its byte is locked again. REQUIRES the attach byte."""
+        self.w[self.layout.slot_at(slot) + S_EPOCH] = self.epoch(slot) + 1 & ~1
+
+    def introduce(self, slot: int) -> None:
+        """Become the tenant of a slot whose byte we have locked: the new epoch comes before all that is ours."""
         w, at = self.w, self.layout.slot_at(slot)
         self.me = slot
-        w[at + S_EPOCH] = w[at + S_EPOCH] + 1
+        w[at + S_EPOCH] = next_epoch(w[at + S_EPOCH])
         w[at + S_START] = max(0, start_time())
         w[at + S_SINCE] = time.time_ns()
         command = command_line().ljust(S_COMMAND_BYTES, b"\0")
@@ -317,6 +369,12 @@ class Participants:
             w[at + S_COMMAND + word] = int.from_bytes(command[word * WORD : (word + 1) * WORD], "little")
         w[at + S_PIDNS] = pid_namespace()
         w[at + S_PID] = os.getpid()
+
+    def depart(self) -> None:
+        """Give up our slot, in which nothing of ours stands."""
+        at = self.layout.slot_at(self.me)
+        self.w[at + S_CLEAN] = next_epoch(self.w[at + S_EPOCH])
+        self.w[at + S_PID] = 0
 
     def pid(self, at: int) -> int:
         """Pid of the tenant of the slot at word *at*, in its own pid namespace; 0 if it left in order."""

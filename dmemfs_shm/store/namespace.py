@@ -81,7 +81,6 @@ from .layout import (
     REC_STATE,
     REC_WRITER,
     ROOT,
-    S_EPOCH,
     S_INTENT,
     S_PINS,
     STATE_READY,
@@ -948,8 +947,8 @@ class Namespace:
         while self.store.transact(step, self.store.patience):
             pass
 
-    def fit_for_dead(self, slot: int, epoch: int, timeout: float | None) -> None:
-        """What `finish` does at a close, for the files that a dead participant was writing. Comes before its locks are
+    def fit_for_dead(self, slot: int, below: int, timeout: float | None) -> None:
+        """What `finish` does at a close, for the files that dead tenants of a slot were writing. Comes before its locks are
         given back: while they stand, nobody else is in these files.
 
         Each of them takes a visit to m[0], needed or not: what stands in its words until then may be a transaction that
@@ -960,15 +959,17 @@ class Namespace:
             word = w[record]
             if word & REC_STATE == HELD and word & REC_WRITER:
                 self.tree.check_node(word >> REC_NODE_SHIFT, record)
-                self._fit_for_dead(self.store.layout.slot_at(slot) + S_EPOCH, epoch, record, word, timeout)
+                self._fit_for_dead(slot, below, record, word, timeout)
 
-    def _fit_for_dead(self, epoch_at: int, epoch: int, record: int, word: int, timeout: float | None) -> None:
-        w, node = self.w, word >> REC_NODE_SHIFT
+    def _fit_for_dead(self, slot: int, below: int, record: int, word: int, timeout: float | None) -> None:
+        w, node, some = self.w, word >> REC_NODE_SHIFT, self.store.participants
         at = self.at(node)
 
         def step(section: Section) -> bool:
             section.enter(node)
-            if w[epoch_at] != epoch or w[record] != word or self.tree.kind(node) != KIND_FILE or w[at + N_PIN] & LOW32:
+            if not some.is_unreaped(slot, below) or w[record] != word:
+                return False
+            if self.tree.kind(node) != KIND_FILE or w[at + N_PIN] & LOW32:
                 return False
             return self.content.shrink(section, at, w[at + N_SIZE])
 
@@ -1147,12 +1148,15 @@ class Namespace:
                 return True
         return False
 
-    def reap(self, slot: int, epoch: int, timeout: float | None) -> None:
-        """Give back pins, stashes and intents of a participant that was found dead (or left in order)."""
-        at = self.store.layout.slot_at(slot)
+    def reap(self, slot: int, below: int, timeout: float | None) -> bool:
+        """Give back pins, stashes and intents of tenants of a slot that were found dead, those of epochs below this one.
+
+        Comes last: the slot is noted as clean. False if it was.
+        """
+        at, some = self.store.layout.slot_at(slot), self.store.participants
 
         def step(section: Section) -> bool:
-            if self.w[at + S_EPOCH] != epoch:
+            if not some.is_unreaped(slot, below):
                 return False
             self.abandon_intent(section, at + S_INTENT)
             section.commit()
@@ -1169,3 +1173,4 @@ class Namespace:
 
         while self.store.transact(step, timeout):
             pass
+        return self.store.transact(lambda _: some.note_clean(slot, below), timeout)

@@ -79,7 +79,6 @@ from .layout import (
     RECORDS,
     RECORDS_AT,
     RECORDS_RESERVED,
-    S_EPOCH,
     S_RECORDS,
     STATE_READY,
     W_STATE,
@@ -442,14 +441,15 @@ class FileLocks:
 
     # ---- giving back for others
 
-    def reap(self, slot: int, epoch: int, timeout: float | None = None) -> bool:
-        """Free every record of a participant that was found dead; False if its slot has a new tenant already.
+    def reap(self, slot: int, below: int, timeout: float | None = None) -> bool:
+        """Free every record of tenants of a slot that were found dead, those of epochs below this one; False if somebody
+        else has given back all that was theirs, so that what stands there by now may be another's (see `identity`).
 
         Also a new tenant's way of cleaning its slot. One transaction a record; every node mutex is entered, so that no
         uncommitted word is believed. A file's creation puts its record under m[0] alone: if that was under way, it is
         finished or taken back before.
         """
-        at = self.layout.slot_at(slot)
+        some = self.store.participants
         if self.w[journal_at(0)]:
             self.store.sections.run(lambda _: None, timeout)
         for k in range(1, 1 + INODE_MUTEXES):
@@ -458,7 +458,7 @@ class FileLocks:
             granted: list[int] = []
             try:
                 mutex.acquire(thread, timeout)
-                if self.w[at + S_EPOCH] != epoch:
+                if not some.is_unreaped(slot, below):
                     mutex.release(thread)
                     return False
                 for record in self.records(slot):

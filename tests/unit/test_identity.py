@@ -14,7 +14,7 @@ import pytest
 from dmemfs_shm.errors import MFSStoreGoneError
 from dmemfs_shm.store import attachment, identity, names
 from dmemfs_shm.store.attachment import Attachment
-from dmemfs_shm.store.identity import ByteLocks, Participants
+from dmemfs_shm.store.identity import ByteLocks, Participants, next_epoch
 from dmemfs_shm.store.layout import LB_LIFE, LB_SLOT, NO_CLAIM, S_CLAIM, S_EPOCH, S_PID, S_PIDNS, S_START
 
 from ..crash.harness import WordBuffer
@@ -48,7 +48,7 @@ def test_killed_and_not_reaped() -> None:
         wait_until_zombie(running)
         until(lambda: is_dead(store, slot), "the kernel frees the byte")
         os.kill(running.pid, 0)
-        assert store.participants.dead() == [(slot, store.participants.epoch(slot))]
+        assert store.participants.unreaped() == [(slot, next_epoch(store.participants.epoch(slot)))]
 
 
 def test_stopped() -> None:
@@ -59,7 +59,7 @@ def test_stopped() -> None:
         os.waitid(os.P_PID, running.pid, os.WSTOPPED)
         try:
             assert not is_dead(store, slot)
-            assert store.participants.dead() == []
+            assert store.participants.unreaped() == []
         finally:
             os.kill(running.pid, signal.SIGCONT)
         running.send(None)
@@ -74,7 +74,7 @@ def test_left_in_order() -> None:
         running.receive()
         running.join()
         assert is_dead(store, slot)
-        assert store.participants.dead() == []
+        assert store.participants.unreaped() == []
 
 
 def test_me() -> None:

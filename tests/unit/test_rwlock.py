@@ -318,7 +318,6 @@ def test_dead_holder(store: Attachment, kind: int) -> None:
         running.kill()
         waiter.gets_it()
         waiter.end()
-        store._reaped.clear()
         unlock(store, lock(store, NODE + 1, WRITE, 0.0))
 
 

@@ -22,6 +22,7 @@ from dmemfs_shm.errors import (
 )
 from dmemfs_shm.store import attachment, mutex, names, rwlock
 from dmemfs_shm.store.attachment import Attachment
+from dmemfs_shm.store.identity import next_epoch
 from dmemfs_shm.store.journal import Plan, roll_back
 from dmemfs_shm.store.layout import (
     FREE,
@@ -55,7 +56,6 @@ from dmemfs_shm.store.layout import (
     RECORDS,
     RECORDS_RESERVED,
     S_CLAIM,
-    S_EPOCH,
     S_RECORDS,
     STATE_DESTROYED,
     STATE_READY,
@@ -82,7 +82,7 @@ from ..lockstore import (
     state_of,
     unlock,
 )
-from ..processes import DEADLINE_S, Task, in_thread, until
+from ..processes import DEADLINE_S, Link, Task, child, in_thread, until
 from .test_mutex_steps import Signals
 
 NODE = 5
@@ -461,16 +461,25 @@ def test_reaping_finishes_what_the_dead_was_doing_first(store: Attachment) -> No
     word = store.layout.node_at(NODE) + N_CREATED
     store.w[word] = 17
     slot = killed_inside(store, 0, begun=NODE)
-    assert store.rw.reap(slot, store.participants.epoch(slot), 20.0)
+    assert store.rw.reap(slot, next_epoch(store.participants.epoch(slot)), 20.0)
     assert store.w[word] == 17 and store.w[journal_at(0)] == 0
 
 
 def test_reaping_a_slot_with_a_new_tenant(store: Attachment) -> None:
     """Nothing is freed, and it is said."""
-    record = lock(store, NODE)
-    assert not store.rw.reap(store.slot, store.w[store.layout.slot_at(store.slot) + S_EPOCH] + 1, 20.0)
-    assert state_of(store, record) == HELD
-    unlock(store, record)
+
+    def holding(link: Link) -> None:
+        his = attachment.attach(store.name)
+        lock(his, NODE)
+        link.send(his.slot)
+        link.recv()
+
+    with child("fork", holding) as tenant:
+        slot = tenant.receive()
+        assert not store.rw.reap(slot, store.participants.epoch(slot), 20.0)
+        assert [hold.state for hold in store.rw.holds(NODE)] == [HELD]
+        tenant.send("leave")
+        tenant.receive()
 
 
 def test_reaping_fails(store: Attachment) -> None:
@@ -501,7 +510,7 @@ def test_what_reaping_leaves_of_a_writer(store: Attachment, monkeypatch: pytest.
     record = store.rw.records(slot)[0]
     store.w[record], store.w[word_at(store)] = state | WRITE | mark | NODE << REC_NODE_SHIFT, LOCK_WRITER
     before = store.w[word_at(store, N_SEQ)] = 6
-    assert store.rw.reap(slot, store.participants.epoch(slot), 20.0)
+    assert store.rw.reap(slot, next_epoch(store.participants.epoch(slot)), 20.0)
     assert under == [K]
     abandoned = state == HELD and mark == REC_DIRTY
     assert store.w[record] == FREE and store.w[word_at(store)] == LOCK_ABANDONED * abandoned
@@ -597,8 +606,8 @@ def test_mutexes_are_left(store: Attachment, kind: int) -> None:
     unlock(store, record)
     assert mutex_findings(store) == []
     slot = killed_inside(store)
-    assert not store.rw.reap(slot, store.participants.epoch(slot) + 1, 20.0) and mutex_findings(store) == []
-    assert store.rw.reap(slot, store.participants.epoch(slot), 20.0) and mutex_findings(store) == []
+    assert not store.rw.reap(slot, store.participants.epoch(slot), 20.0) and mutex_findings(store) == []
+    assert store.rw.reap(slot, next_epoch(store.participants.epoch(slot)), 20.0) and mutex_findings(store) == []
 
 
 @pytest.mark.parametrize("timeout", [0.0, None])
