@@ -69,12 +69,21 @@ class Inode(NamedTuple):
         return not self.nread and not self.writer and self.head == NONE
 
 
+def next_epoch(epoch: int) -> int:
+    """The epoch of the next tenant of a slot that has this one."""
+    return epoch + 1 | 1
+
+
 class Slot(NamedTuple):
-    """One participant: what others can see (epoch, byte), and whether the process lives."""
+    """One participant: what others can see (epoch, byte, clean), and whether the process lives.
+
+    An even epoch is nobody's: the last tenant is dead. What tenants of epochs below *clean* held has been given back.
+    """
 
     epoch: int
     locked: bool
     alive: bool
+    clean: int
 
 
 class Request(NamedTuple):
@@ -98,7 +107,7 @@ class Actor(NamedTuple):
     want: Request | None = None
     record: int = NONE
     posts: tuple[int, ...] = ()  # parks still to be posted
-    judged: tuple[tuple[int, int], ...] | None = None  # the dead (slot, epoch) as seen before this section
+    judged: tuple[tuple[int, int], ...] | None = None  # (slot, epoch below which all are dead) as seen before this section
     outer: tuple[Request, int] | None = None  # what it holds while it asks for a second file
     nested: bool = False
     at: int = 0
@@ -320,7 +329,7 @@ class Locks:
             names=(*range(self.files), *([NONE] * self.spare_names)),
             ns=0,
             moved=0,
-            slots=(Slot(0, locked=True, alive=True),) * len(self.menu),
+            slots=(Slot(1, locked=True, alive=True, clean=1),) * len(self.menu),
             tokens=(0,) * mains,
             actors=(Actor("idle", self.loops),) * mains + (JANITOR,) * len(self.janitors),
             m0=NONE,
@@ -380,7 +389,7 @@ class Locks:
             actors=tuple(actors),
             ruined=tuple(ruined),
             tainted=tuple(tainted),
-            slots=put(s.slots, slot, Slot(s.slots[slot].epoch, locked=inherited, alive=False)),
+            slots=put(s.slots, slot, s.slots[slot]._replace(locked=inherited, alive=False)),
             m0=NONE if s.m0 in mine else s.m0,
             mk=tuple(NONE if i in mine else i for i in s.mk),
             pending=None if s.pending and s.pending[0] in mine else s.pending,
@@ -388,14 +397,15 @@ class Locks:
         )
 
     def _attached(self, s: State, slot: int) -> State:
-        """A new process locks the byte of a dead slot; it is a participant before it has cleaned it."""
+        """A new process says that a tenant is dead and locks its byte; it is a participant before the slot is clean."""
         mains = len(self.owner) - len(self.janitors)
         actors = tuple(
             a if owner != slot else Actor("at_ep", self.loops) if i < mains else JANITOR
             for i, (a, owner) in enumerate(zip(s.actors, self.owner, strict=True))
         )
         early = self.mutant == "epoch_before_lock"
-        process = Slot(s.slots[slot].epoch + early, locked=not early, alive=True)
+        old = s.slots[slot]
+        process = old._replace(epoch=next_epoch(old.epoch) if early else old.epoch + 1 & ~1, locked=not early, alive=True)
         budget = s.budget._replace(tenants=s.budget.tenants - 1)
         return s._replace(actors=actors, slots=put(s.slots, slot, process), budget=budget)
 
@@ -438,9 +448,20 @@ class Locks:
         count = s.tokens[park] + (self.mutant != "no_post")
         return self._act(s, i, a._replace(posts=a.posts[1:]), tokens=put(s.tokens, park, min(TOKENS_MAX, count)))
 
+    def _dead_now(self, s: State) -> tuple[tuple[int, int], ...]:
+        """Where the dead have held something: (slot, the epoch below which all tenants are dead)."""
+        return tuple(self._unreaped(s, blind=self.mutant == "tenant_hides"))
+
     @staticmethod
-    def _dead_now(s: State) -> tuple[tuple[int, int], ...]:
-        return tuple((slot, process.epoch) for slot, process in enumerate(s.slots) if not process.locked)
+    def _unreaped(s: State, *, blind: bool = False) -> Iterator[tuple[int, int]]:
+        for slot, process in enumerate(s.slots):
+            below = next_epoch(process.epoch) if not process.locked or process.epoch % 2 == 0 else process.epoch
+            if process.clean < below and not (blind and process.locked):
+                yield slot, below
+
+    def _is_overtaken(self, s: State, slot: int, below: int) -> bool:
+        """Whether what stands in a slot may belong to others than the judged."""
+        return s.slots[slot].clean >= below and self.mutant != "reap_no_recheck"
 
     @staticmethod
     def _over(a: Actor) -> Actor:
@@ -472,9 +493,9 @@ class Locks:
             yield "more", FAIR, self._close(s, i, section, a.then, a.at)
 
     def _reaped(self, s: State, i: int, a: Actor, f: int) -> State | None:
-        """In m[f]: free one record on f of a slot judged dead whose epoch still is the judged one."""
-        for slot, epoch in a.judged or ():
-            if slot == self.owner[i] or (s.slots[slot].epoch != epoch and self.mutant != "reap_no_recheck"):
+        """In m[f]: free one record on f of the dead that were judged, if it is theirs."""
+        for slot, below in a.judged or ():
+            if slot == self.owner[i] or self._is_overtaken(s, slot, below):
                 continue
             for r in range(slot * self.per_slot, (slot + 1) * self.per_slot):
                 record = s.records[r]
@@ -488,9 +509,9 @@ class Locks:
 
     def _refused(self, s: State, i: int, a: Actor, f: int) -> None:
         """V5: somebody else, not dead when judged and not our own process's note, is on this inode."""
-        judged = {slot for slot, epoch in a.judged or () if s.slots[slot].epoch == epoch}
-        if self.mutant in ("refuse_no_reap", "late_no_reap"):
-            judged = {slot for slot, _ in self._dead_now(s)}
+        judged = {slot for slot, below in a.judged or () if s.slots[slot].clean < below}
+        if self.mutant in ("refuse_no_reap", "late_no_reap", "tenant_hides"):
+            judged = {slot for slot, _ in self._unreaped(s)}
         for r, record in enumerate(s.records):
             slot = r // self.per_slot
             noted = record is not None and record.dropped and slot == self.owner[i]
@@ -929,23 +950,39 @@ class Locks:
 
     def _at_ep(self, s: State, i: int, a: Actor) -> Iterator[Step]:
         slot, process = self.owner[i], s.slots[self.owner[i]]
-        cleaner = a._replace(pc={"attach_no_clean": "idle", "attach_scans": "at_sc"}.get(self.mutant, "at_cl"))
+        a = a._replace(pc="at_sc" if self.mutant == "attach_scans" else "at_cl")
+        cleaner = self._cleaned(s, a) if self.mutant == "attach_no_clean" else a
         if self.mutant == "epoch_before_lock":
             yield "lockbyte", FAIR, self._act(s, i, cleaner, slots=put(s.slots, slot, process._replace(locked=True)))
         else:
-            yield "epoch", FAIR, self._act(s, i, cleaner, slots=put(s.slots, slot, process._replace(epoch=process.epoch + 1)))
+            yield (
+                "epoch",
+                FAIR,
+                self._act(s, i, cleaner, slots=put(s.slots, slot, process._replace(epoch=next_epoch(process.epoch)))),
+            )
 
     def _at_sc(self, s: State, i: int, a: Actor) -> Iterator[Step]:
         """Only in the mutant that scans its slot outside m[k], where uncommitted words are seen."""
         own = slice(self.owner[i] * self.per_slot, (self.owner[i] + 1) * self.per_slot)
         for records in [s.records, s.pending[1].records] if s.pending else [s.records]:
-            yield "scanned", FAIR, self._act(s, i, a._replace(pc="at_cl" if any(records[own]) else "idle"))
+            yield "scanned", FAIR, self._act(s, i, a._replace(pc="at_cl") if any(records[own]) else self._cleaned(s, a))
+
+    @staticmethod
+    def _cleaned(s: State, a: Actor) -> Actor:
+        """It takes its slot for cleaned."""
+        return a._replace(pc="at_cl", at=len(s.inodes), nested=True)
 
     def _at_cl(self, s: State, i: int, a: Actor) -> Iterator[Step]:
-        """Free the predecessor's records, inside each m[k] in turn."""
+        """Free the predecessor's records, inside each m[k] in turn; note that; and, as somebody else may have been at the same
+        before it was noted, once more through each m[k] (nested: this is the second time)."""
         slot = self.owner[i]
+        process = s.slots[slot]
         if a.at == len(s.inodes):
-            yield "clean", FAIR, self._act(s, i, a._replace(pc="idle", at=0))
+            if s.m0 == NONE and not s.pending:
+                slots = put(s.slots, slot, process._replace(clean=max(process.clean, process.epoch)))
+                last = a.nested or self.mutant == "attach_one_pass"
+                after = a._replace(pc="idle", nested=False, at=0) if last else a._replace(nested=True, at=0)
+                yield "clean", FAIR, self._act(s, i, after, slots=slots)
         elif self._enterable(s, i, a.at):
             mine = range(slot * self.per_slot, (slot + 1) * self.per_slot)
             r = next((r for r in mine if (x := s.records[r]) and x.inode == a.at), NONE)
@@ -959,15 +996,40 @@ class Locks:
 
     def _j0(self, s: State, i: int, a: Actor) -> Iterator[Step]:
         """Judge: the epoch first, then the byte; a stall before the section makes the judgement stale."""
-        for slot, epoch in self._dead_now(s):
-            records = s.records[slot * self.per_slot : (slot + 1) * self.per_slot]
-            for f in sorted({x.inode for x in records if x}):
-                if slot != self.owner[i]:
-                    yield f"judge{slot}@", FAIR, self._act(s, i, a._replace(pc="j1", judged=((slot, epoch),), at=f))
+        for slot, below in self._dead_now(s):
+            if slot != self.owner[i]:
+                yield f"judge{slot}@", FAIR, self._act(s, i, a._replace(pc="j1", judged=((slot, below),), at=0))
 
     def _j1(self, s: State, i: int, a: Actor) -> Iterator[Step]:
-        if self._enterable(s, i, a.at):
-            yield "janitor", FAIR, self._reaped(s, i, a, a.at) or self._act(s, i, JANITOR)
+        """Into each m[k] in turn, unless overtaken; in the end it notes that the slot is clean."""
+        assert a.judged
+        slot, below = a.judged[0]
+        process = s.slots[slot]
+        if a.at == len(s.inodes):
+            if s.m0 == NONE and not s.pending:
+                slots = put(s.slots, slot, process._replace(clean=max(process.clean, below)))
+                yield "noted", FAIR, self._act(s, i, JANITOR, slots=slots)
+        elif self._enterable(s, i, a.at):
+            if self._is_overtaken(s, slot, below):
+                yield "overtaken", FAIR, self._act(s, i, JANITOR)
+            else:
+                yield f"enter{a.at}@", FAIR, self._act(s, i, a._replace(pc="j2"), mk=put(s.mk, a.at, i))
+
+    def _j2(self, s: State, i: int, a: Actor) -> Iterator[Step]:
+        """Inside: whatever stands there is taken for the dead one's. What is done in m[0] alone may come before."""
+        assert a.judged
+        slot = a.judged[0][0]
+        mine = range(slot * self.per_slot, (slot + 1) * self.per_slot)
+        r = next((r for r in mine if (x := s.records[r]) and x.inode == a.at), NONE)
+        if s.pending:
+            return
+        section = Section(self, s)
+        if r == NONE:
+            yield f"leave{a.at}@", FAIR, self._close(s, i, section, a._replace(pc="j1", at=a.at + 1))
+        else:
+            section.drop(r, reaped=True)
+            section.pump(a.at)
+            yield "janitor", FAIR, self._close(s, i, section, a._replace(pc="j1"), a.at)
 
     # ----- the invariants
 
@@ -1135,6 +1197,8 @@ _R, _W, _MIX = menu("R0"), menu("W0"), Locks((RW,) * 3)
 _TIMED = Locks((menu("R0", "W0t"), menu("W0", "W0t"), RW))
 _KILL = replace(_MIX, kills=1)
 _TENANT = Locks((RW,) * 2, kills=1, tenants=1, janitors=(1,))
+_REFUSED = Locks((menu("W0"), menu("W0?")), kills=1, tenants=1)
+_CREATES = Locks((menu("W0"), menu("X0")), kills=1, tenants=1, janitors=(1,), spare_inodes=1)
 _MOVEALL = Locks((menu("D0"), menu("R0", "W0")), split=True)
 _KEPT = Locks((menu("W0t"), _R, _R, _R), kills=1, batch=1, keepers=(1, 2, 3), timeouts_fair=True)
 _REPLACE = Locks((menu("P0"), RW, _R), spare_inodes=1)
@@ -1170,6 +1234,8 @@ MUTANTS: dict[str, Mutant] = {
     "dropped_forgotten": _mutant("nobody works a finaliser's note off", Locks((RW,) * 2, drops=True)),
     "reap_no_recheck": _mutant("the reaper does not compare the epoch again", _TENANT),
     "epoch_before_lock": _mutant("a tenant bumps the epoch before it locks its byte", _TENANT),
+    "tenant_hides": _mutant("a locked byte hides what its tenant has not given back yet", _REFUSED),
+    "attach_one_pass": _mutant("a tenant does not pass through each m[k] once more when its slot is clean", _CREATES),
     "attach_no_clean": _mutant("a tenant does not clean its slot", _TENANT),
     "attach_scans": _mutant("a tenant scans its slot outside m[k]", Locks((_W, _W), kills=2, tenants=1, uncommitted=True)),
     "child_releases": _mutant("a forked child releases what its parent holds", Locks((RW,) * 2, forks=1)),
