@@ -829,9 +829,9 @@ def read_identity(fd: int, name: str, *, any_owner: bool = False) -> uuids.UUID:
 
     MFSNotOwnerError, MFSLayoutError, MFSVersionError, MFSUnfinishedStoreError, MFSCorruptStoreError, MFSStoreGoneError.
     """
-    stat = os.fstat(fd)
-    if stat.st_uid != os.geteuid() and not any_owner:
-        raise MFSNotOwnerError(f"The store {name!r} belongs to uid {stat.st_uid}; only that user may attach it.")
+    owner = os.fstat(fd).st_uid
+    if owner != os.geteuid() and not any_owner:
+        raise MFSNotOwnerError(f"The store {name!r} belongs to uid {owner}; only that user may attach it.")
     head = segment.read(fd, W_IDENTITY_END * WORD, 0)
     words = memoryview(head.ljust(W_IDENTITY_END * WORD, b"\0")).cast("Q")
     if words[W_MAGIC] == 0:
@@ -850,7 +850,7 @@ def read_identity(fd: int, name: str, *, any_owner: bool = False) -> uuids.UUID:
         raise MFSLayoutError(
             f"The store {name!r} has layout fingerprint {words[W_FINGERPRINT]:#x}, this build has {FINGERPRINT:#x}."
         )
-    _check_sizes(fd, name, words, stat.st_size)
+    _check_sizes(fd, name, words, os.fstat(fd).st_size)  # which its creator had set before the head says it is ready
     return uuids.UUID(int=words[W_UUID_HIGH] << 64 | words[W_UUID_LOW])
 
 

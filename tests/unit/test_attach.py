@@ -310,6 +310,23 @@ def test_attaching_waits_for_the_creator() -> None:
         attachment.release(attachment.create(name, Parameters(MIB)))
 
 
+def test_a_creator_that_becomes_ready_while_it_is_looked_at(standing: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size that a ready head is compared with is not older than the head."""
+    read, fd = segment.read, os.memfd_create("index")
+
+    def finish_and_read(fd: int, size: int, offset: int) -> bytes:
+        if not os.fstat(fd).st_size:
+            os.ftruncate(fd, standing.index.size_bytes)
+            os.pwrite(fd, standing.index.view[: 2 * PAGE], 0)
+        return read(fd, size, offset)
+
+    monkeypatch.setattr(segment, "read", finish_and_read)
+    try:
+        assert attachment.read_identity(fd, standing.name) == standing.uuid
+    finally:
+        os.close(fd)
+
+
 def test_a_creator_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even when it has made half of its semaphores."""
     calls = []
