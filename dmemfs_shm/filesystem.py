@@ -278,8 +278,15 @@ class MemoryFileSystem:
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _let_go, store)
         self._finalizer.atexit = False
+        self._heritage: weakref.finalize[..., Any] | None = None  # our part in a parent's private store
         _filesystems.add(self)
         _close_at_exit()
+
+    def _inherit(self, store: Attachment) -> None:
+        """In a forked child: keep the parent's private store alive until we are closed, or collected if it was not pickled."""
+        attachment.inherit(self.name)
+        self._heritage = weakref.finalize(_exit_marker if store.kept else self, attachment.disown, self.name)
+        self._heritage.atexit = False
 
     def _attached(self) -> Attachment:
         """The store, which must stand; in a forked child it is attached anew at the first use."""
@@ -307,13 +314,19 @@ class MemoryFileSystem:
                 return
             self._is_closed = True
             store, self._store = self._store, None
-        if store is None:
-            return
+        try:
+            if store is not None:
+                self._leave(store)
+        finally:
+            if self._heritage is not None:
+                self._heritage()
+
+    def _leave(self, store: Attachment) -> None:
         try:
             if store.state == STATE_READY:
                 for handle in [reference() for reference in list(self._handles.values())]:
                     if handle is not None:
-                        warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=2)
+                        warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=3)
                         handle.close()
                 store.work_off()
         finally:
@@ -958,10 +971,12 @@ def close_all() -> None:
 def _after_fork_in_child() -> None:
     global _exit_hooked_for
     for fs in list(_filesystems):
-        fs._store = None
+        store, fs._store = fs._store, None
         fs._lock = threading.Lock()
         fs._finalizer.detach()
         fs._handles = {}
+        if store is not None and store.private and not (fs._heritage and fs._heritage.alive):
+            fs._inherit(store)
     atexit.unregister(close_all)
     _exit_hooked_for = 0
     _close_at_exit()

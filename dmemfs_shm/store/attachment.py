@@ -22,6 +22,7 @@ import threading
 import time
 import uuid as uuids
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -132,7 +133,8 @@ _FIRST_RECORDS = PAGE_WORDS // RECORD_WORDS
 
 _attached: dict[tuple[int, int], Attachment] = {}
 _attaching = threading.RLock()
-_inherited: list[tuple[str, segment.Anchor]] = []  # name and life of private stores that our parent had when it forked
+_inherited: dict[str, list[segment.Anchor]] = {}  # the lives of private stores that our parents had when they forked
+_heirs: Counter[str] = Counter()  # how many of our filesystem objects keep them
 
 
 def unpack(packed: bytes) -> Any:
@@ -805,10 +807,27 @@ def leave_all() -> None:
         for store in list(_attached.values()):
             with contextlib.suppress(Exception):
                 store.leave()
-        while _inherited:
-            name, life = _inherited.pop()
-            life.release()
-            _destroy_if_unused(name)
+        for name in list(_inherited):
+            _give_up_inherited(name)
+
+
+def inherit(name: str) -> None:
+    """In a forked child: a filesystem object has its parent's part in the life of a private store, until `disown`."""
+    _heirs[name] += 1
+
+
+def disown(name: str) -> None:
+    """The object does without it; the last one of the process gives it up, and the store if no process has it any more."""
+    with _attaching:
+        _heirs[name] -= 1
+        if _heirs[name] <= 0:
+            _give_up_inherited(name)
+
+
+def _give_up_inherited(name: str) -> None:
+    for life in _inherited.pop(name, ()):
+        life.release()
+    _destroy_if_unused(name)
 
 
 def _destroy_if_unused(name: str) -> None:
@@ -985,7 +1004,7 @@ def after_fork_in_child() -> None:
         store.forked = True
         store.locks.close()
         if store._life is not None:  # the description is our parent's and ours: it counts us as users of the private store
-            _inherited.append((store.name, store._life))
+            _inherited.setdefault(store.name, []).append(store._life)
         store.arenas.close()
         with contextlib.suppress(BufferError):
             store.words.release()

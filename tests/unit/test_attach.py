@@ -316,8 +316,8 @@ def test_a_creator_that_becomes_ready_while_it_is_looked_at(standing: Attachment
 
     def finish_and_read(fd: int, size: int, offset: int) -> bytes:
         if not os.fstat(fd).st_size:
-            os.ftruncate(fd, standing.index.size_bytes)
-            os.pwrite(fd, standing.index.view[: 2 * PAGE], 0)
+            os.ftruncate(fd, os.fstat(standing.fd).st_size)
+            os.pwrite(fd, os.pread(standing.fd, MIB, 0), 0)
         return read(fd, size, offset)
 
     monkeypatch.setattr(segment, "read", finish_and_read)

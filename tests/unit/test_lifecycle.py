@@ -638,6 +638,51 @@ def test_private_store_lives_while_a_forked_child_has_it(stores: Stores) -> None
     assert entries_of(mark) == []
 
 
+def _end_without_tidying_up(link: Link, holder: list[MemoryFileSystem], uses: bool, collects: bool) -> None:
+    fs = holder.pop()
+    mark = mark_of(fs)
+    link.send("ready")
+    link.recv()
+    if uses:
+        assert fs.read_bytes("/f") == b"content"
+    if not collects:
+        fs.close()
+    del fs
+    gc.collect()
+    link.send(entries_of(mark))
+    link.recv()
+
+
+@pytest.mark.parametrize("collects", [False, True])
+@pytest.mark.parametrize("uses", [False, True])
+@pytest.mark.parametrize("generations", [1, 2])
+def test_private_store_goes_with_the_last_of_a_forked_family(
+    stores: Stores, generations: int, uses: bool, collects: bool
+) -> None:
+    """Whoever closes an inherited store, or has it collected, takes it away if nobody else has it, used or not."""
+    holder = [MemoryFileSystem(max_quota=MIB)]  # and no name of a frame, which a forked child has, too
+    holder[0].write_bytes("/f", b"content")
+    mark = mark_of(stores.watch(holder[0]))
+
+    def live(link: Link) -> None:
+        for _ in range(generations - 1):
+            holder[0].exists("/")  # so that it has a part of its own when it forks, and the parent's
+            parent = os.getpid()
+            if os.fork():
+                os._exit(0)
+            until(lambda: os.getppid() != parent, "the parent has let go of what it had")  # noqa: B023
+        _end_without_tidying_up(link, holder, uses, collects)
+        os._exit(0)
+
+    with child("fork", live) as last:
+        assert last.receive() == "ready"
+        holder.pop().close()
+        assert entries_of(mark)
+        last.send("go on")
+        assert last.receive() == []
+        last.send("end")
+
+
 def _fork_again(fs: MemoryFileSystem) -> int:
     parent_pid = os.getpid()
     pid = os.fork()
