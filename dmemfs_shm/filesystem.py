@@ -76,6 +76,7 @@ from .store.layout import (
     W_STATE,
     WORD_MAX,
 )
+from .store.lazy import load
 from .store.namespace import Entry, Found, Path
 from .store.segment import Segment
 
@@ -476,8 +477,6 @@ class MemoryFileSystem:
         numpy and Arrow arrays), until the last of these is gone. The lock is only taken while pinning.
         MFSViewError if the file is in pieces and there is no run that it fits into.
         """
-        from .view import make_view
-
         store = self._store or self._attached()
         parsed = parse(path)
         while True:
@@ -490,9 +489,9 @@ class MemoryFileSystem:
         pin, run, size = pinned
         if not run:
             store.content.leases.free.append(pin)
-            return make_view(None, 0, 0, pin)
+            return load("dmemfs_shm.view").make_view(None, 0, 0, pin)
         segment, offset = store.arenas.locate(run)
-        return make_view(segment, offset, size, pin)
+        return load("dmemfs_shm.view").make_view(segment, offset, size, pin)
 
     # ---- names
 
@@ -733,9 +732,7 @@ class MemoryFileSystem:
         """Every invariant of the store, the others stopped meanwhile: what is wrong, a text each; empty when sound."""
         store = self._attached()
         store.work_off()
-        from .store.check import check
-
-        return check(store, self._timeout)
+        return load("dmemfs_shm.store.check").check(store, self._timeout)  # type: ignore[no-any-return]
 
     def trim(self) -> int:
         """Give memory in which nothing is stored back to the system, by whole arenas; returns bytes."""

@@ -116,6 +116,7 @@ from .layout import (
     nodes_cap_for,
     pages_cap_for,
 )
+from .lazy import load
 from .mutex import Mutex, OfdMutex, Threads
 from .namespace import Namespace
 from .recovery import Recovery, provide_spares, require_membarrier
@@ -139,9 +140,7 @@ _heirs: Counter[str] = Counter()  # how many of our filesystem objects keep them
 
 def unpack(packed: bytes) -> Any:
     """A msgpack value. The package is imported with the first store: it is a fifth of the time that importing us takes."""
-    import msgpack
-
-    return msgpack.unpackb(packed)
+    return load("msgpack").unpackb(packed)
 
 
 class Parameters:
@@ -470,9 +469,7 @@ class Attachment:
                 raise
         if self.recovery.events:
             with contextlib.suppress(ImportError):  # no descriptor to load it with: it is said another time
-                import logging
-
-                logger = logging.getLogger("dmemfs_shm")
+                logger = load("logging").getLogger("dmemfs_shm")
                 while self.recovery.events:
                     logger.info("%s", self.recovery.events.popleft())
             with contextlib.suppress(OSError):  # which makes an event for the next time
@@ -666,9 +663,7 @@ def _write_identity(w: Words, uuid: uuids.UUID, layout: Layout, parameters: Para
 
 
 def _write_params(index: segment.Segment, w: Words, parameters: Parameters) -> None:
-    import msgpack
-
-    packed = msgpack.packb(parameters.as_map())
+    packed = load("msgpack").packb(parameters.as_map())
     assert len(packed) <= PARAMS_BYTES_MAX
     index.mm[PARAMS_OFFSET : PARAMS_OFFSET + len(packed)] = packed
     w[W_PARAMS_BYTES] = len(packed)

@@ -48,6 +48,7 @@ from .layout import (
     generation_at,
     journal_at,
 )
+from .lazy import load
 from .semaphores import create_semaphore, open_semaphore, unlink_semaphore
 
 if TYPE_CHECKING:
@@ -297,8 +298,7 @@ def require_membarrier() -> None:
 
 
 def _ask_membarrier(command: int) -> int:
-    import ctypes
-
+    ctypes = load("ctypes")
     number = _SYS_MEMBARRIER.get(os.uname().machine)
     if number is None:
         raise _no_membarrier(errno.ENOSYS)

@@ -26,6 +26,7 @@ import posix_ipc
 
 from ..errors import MFSNoSpaceError, MFSStoreGoneError
 from .layout import PAGE
+from .lazy import load
 
 _MAP_FAILED = 2 * sys.maxsize + 1
 _MARKS = 1 << 60  # beyond any offset at which somebody else's descriptor could be
@@ -143,8 +144,7 @@ class Anchor:
 @functools.cache
 def _libc() -> Any:
     """The C library. Python's own mmap keeps a descriptor for each mapping, which is what an anchor must not have."""
-    import ctypes
-
+    ctypes = load("ctypes")
     libc = ctypes.CDLL(None)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]

@@ -19,6 +19,7 @@ from typing import Any
 import posix_ipc
 
 from ..errors import MFSNoSpaceError
+from .lazy import load
 
 _SIGSET_BYTES = 128
 #: Every signal but those by which the kernel reports an error of the thread itself, which can't wait.
@@ -86,8 +87,7 @@ def sleep_on(semaphore: posix_ipc.Semaphore, seconds: float) -> bool:
 def _sigmask() -> tuple[Any, Any]:
     """The C library's pthread_sigmask, and all signals that are deferred. Python's own takes 70 us, for it makes an enum member
     of each signal, and it runs handlers."""
-    import ctypes
-
+    ctypes = load("ctypes")
     function = ctypes.CDLL(None).pthread_sigmask
     function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     return function, (ctypes.c_ubyte * _SIGSET_BYTES)(*_DEFERRED.to_bytes(_SIGSET_BYTES, "little"))

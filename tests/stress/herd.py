@@ -28,6 +28,7 @@ import random
 import resource
 import select
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -206,6 +207,16 @@ def fork(function: Callable[[], str], *, group: bool = False) -> Child:
         code, text = 1, traceback.format_exc()
     os.write(writes, text.encode()[:TOLD_BYTES])
     os._exit(code)
+
+
+def states_of(group: int) -> Iterator[str]:
+    """What the kernel says about each process of a group that hangs."""
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(entry)) == group:
+                with open(f"/proc/{entry}/status") as status, open(f"/proc/{entry}/syscall") as call:
+                    lines = [line.split() for line in status if line.startswith(("State", "PPid", "Sig", "Shd"))]
+                    yield f"process {entry} of group {group}: {lines}, system call {call.read().split()}"
 
 
 def bury(group: int) -> None:
@@ -584,6 +595,7 @@ class Herd:
     def alarm(self) -> None:
         """All stacks, to the standard error output."""
         for worker in self.living():
+            print(*states_of(worker.child.pid), sep="\n", file=sys.stderr, flush=True)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.child.pid, signal.SIGUSR1)
         select.select([], [], [], 0.5)
