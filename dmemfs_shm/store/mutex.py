@@ -445,8 +445,10 @@ class Mutex:
         return f"Mutex {self.number} of the store is held by {who}, which does not go on: resume it or end it."
 
     def close(self) -> None:
+        """Give up the semaphore, and its page unless a thread is at it: that one would find nothing there, and crash."""
         if self._semaphore is not None:
-            self._semaphore.close()
+            if not self._gate:
+                self._semaphore.close()
             self._semaphore, self._generation = None, -1
             with contextlib.suppress(AttributeError):  # an exception came while it was opened
                 del self._try_token, self._give_token

@@ -57,7 +57,7 @@ class Parent(Player):
                 self.board.pickles[self.place] += 1
                 self.work_off()
                 with os.fdopen(pipe, "wb") as file:
-                    pickle.dump((self.place, self.rng.random(), self.impatient, self.fs), file)
+                    pickle.dump((self.place, self.rng.random(), self.impatient, pickle.dumps(self.fs)), file)
                 self.entrust(apprentice)
 
     def entrust(self, child):
@@ -109,5 +109,6 @@ def apprentice(reads, make_player):
         data = file.read()
     if not data:
         return ""  # it was not needed
-    place, seed, impatient, fs = pickle.loads(data)
-    return make_player(place, impatient).as_child(seed, fs)
+    place, seed, impatient, pickled = pickle.loads(data)
+    player = make_player(place, impatient)
+    return player.as_child(seed, player.call("attach", pickle.loads, pickled, insists=True))

@@ -1065,3 +1065,23 @@ def test_fork_inside_a_section(store: Attachment) -> None:
     assert os.waitstatus_to_exitcode(status) == 0
     assert store.w[store.layout.slot_at(store.slot) + S_CLAIM + K] in (NO_CLAIM, 0 if sound(store) else NO_CLAIM)
     assert sound(store) == []
+
+
+def close_beside_a_waiter(_link: Link, name: str) -> None:
+    store = attachment.attach(name)
+    inside(store, K, lambda: None)
+    each = store.mutexes[K]
+    each._semaphore.acquire(1)  # so that the thread has to wait
+    task = Task(inside, store, K, lambda: None)
+    until(lambda: bool(each._gate), "the thread is at the gate")
+    until(lambda: sys._current_frames()[task._thread.ident].f_code.co_name == "_take", "it sleeps")
+    each.close()
+    with contextlib.suppress(Exception):  # whatever it is told, its process lives
+        task.result()
+
+
+def test_closing_beside_a_thread_that_waits(generations: Attachment) -> None:
+    with child("fork", close_beside_a_waiter, generations.name) as running:
+        assert running.receive() is None
+        running.join()
+        assert running.process.exitcode == 0
