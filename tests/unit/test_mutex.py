@@ -1081,7 +1081,7 @@ def close_beside_a_waiter(_link: Link, name: str) -> None:
 
 
 def test_closing_beside_a_thread_that_waits(generations: Attachment) -> None:
-    with child("fork", close_beside_a_waiter, generations.name) as running:
+    with child("spawn", close_beside_a_waiter, generations.name) as running:
         assert running.receive() is None
         running.join()
         assert running.process.exitcode == 0
