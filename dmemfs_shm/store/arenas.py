@@ -161,6 +161,7 @@ class Arenas:
 
     def _back_to(self, number: int, life: int, size: int, backed: int, pages: int) -> None:
         check_headroom((pages - backed) * PAGE)
+        self.store.provide_spares()
         base = self.w[arena_at(number) + A_BASE]
         first = (self.blocks.descriptors_at + (base + backed) * DESCRIPTOR_WORDS) * WORD
         self.store.index.back(first, (pages - backed) * DESCRIPTOR_WORDS * WORD)

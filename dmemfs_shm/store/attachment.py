@@ -305,6 +305,17 @@ class Attachment:
         self.names.drain()
         return (self.w[USED], self.w[FILES], self.w[DIRS]) != before
 
+    def back(self, offset: int, size: int) -> None:
+        """See that these bytes of the index have memory. MFSNoSpaceError."""
+        self.provide_spares()
+        self.index.back(offset, size)
+
+    def provide_spares(self) -> None:
+        """Before memory is taken for anything else. MFSNoSpaceError, MFSStoreGoneError."""
+        if self.w[W_BACKEND] != BACKEND_OFD and provide_spares(self.uuid) and self.state != STATE_READY:
+            _unlink_belongings(self.uuid)  # it was destroyed, perhaps before these could be seen
+            self.check_state()
+
     # ---- joining and leaving
 
     def join(self) -> None:
@@ -363,7 +374,7 @@ class Attachment:
 
     def _back_slot(self, slot: int) -> None:
         at = self.layout.slot_at(slot)
-        self.index.back(at * WORD, (SLOT_HEAD_WORDS + PAGE_WORDS) * WORD)
+        self.back(at * WORD, (SLOT_HEAD_WORDS + PAGE_WORDS) * WORD)
         self._void_claims(slot)
         self.participants.prepare(slot)
         self.w[at + S_RECORDS] = _FIRST_RECORDS
@@ -538,7 +549,7 @@ def create(name: str, parameters: Parameters) -> Attachment:
 
 
 def _open_new(name: str, full: str, fd: int) -> Attachment | None:
-    """Attach the store that we have just made; if that fails it goes again, for nobody has been told of it.
+    """Attach the store that we have just made; if that fails it goes again, unless somebody else has attached it since.
 
     None if we were stopped for so long that a destroyer did not wait for us.
     """
@@ -546,12 +557,24 @@ def _open_new(name: str, full: str, fd: int) -> Attachment | None:
         if _same_file(fd, full):
             return _open(name, os.dup(fd))
     except BaseException:
-        _unmake(fd)
-        if _same_file(fd, full):
-            segment.unlink(full)
+        with contextlib.suppress(OSError):
+            _unmake_alone(full, fd)
         raise
     _unmake(fd)
     return None
+
+
+def _unmake_alone(full: str, fd: int) -> None:
+    """Destroy a store of which nobody is a participant. Nobody becomes one meanwhile."""
+    locks = ByteLocks(full)
+    try:
+        alone = locks.lock(LB_ATTACH, time.monotonic() + WAIT_FOR_CREATOR_S)
+        if alone and all(locks.is_free(LB_SLOT + slot) for slot in range(SLOTS_MAX)):
+            _unmake(fd)
+            if _same_file(fd, full):
+                segment.unlink(full)
+    finally:
+        locks.close()
 
 
 def _clear_unfinished(full: str) -> None:

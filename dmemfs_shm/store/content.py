@@ -274,7 +274,7 @@ class Content:
             if index == PINS:
                 raise MFSTooManyHandlesError(f"At most {PINS} views a process.")
             if index == self.w[slot_at + S_PINS]:
-                store.index.back((slot_at + PINS_AT + index * PIN_WORDS) * WORD, PAGE)
+                store.back((slot_at + PINS_AT + index * PIN_WORDS) * WORD, PAGE)
                 self.w[slot_at + S_PINS] = index + _PINS_A_PAGE
             if len(self.leases) != index:  # a signal handler came in between
                 return self.lease_pin()

@@ -267,11 +267,19 @@ class Recovery:
 # ---- spare semaphores
 
 
-def provide_spares(uuid: uuids.UUID) -> None:
-    """Make the spare semaphores that are missing."""
+def provide_spares(uuid: uuids.UUID) -> bool:
+    """Make the spare semaphores that are missing; whether there were any. MFSNoSpaceError.
+
+    Comes before the store takes any other page: where /dev/shm is full, each death takes a spare, and the pages that the dead
+    leave are wanted by the living, too. Without spares nothing of the dead could be recovered.
+    """
+    some = False
     for spare in range(SPARES):
-        with contextlib.suppress(FileExistsError):
-            create_semaphore(names.spare(uuid, spare), 1)
+        if not os.path.exists(names.semaphore_path(names.spare(uuid, spare))):
+            some = True
+            with contextlib.suppress(FileExistsError):
+                create_semaphore(names.spare(uuid, spare), 1)
+    return some
 
 
 # ---- membarrier

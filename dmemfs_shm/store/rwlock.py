@@ -148,7 +148,7 @@ class FileLocks:
             if index == RECORDS:
                 raise MFSTooManyHandlesError(f"At most {RECORDS - RECORDS_RESERVED} open handles a process.")
             if index == self.w[slot_at + S_RECORDS]:
-                store.index.back((slot_at + RECORDS_AT + index * RECORD_WORDS) * WORD, PAGE)
+                store.back((slot_at + RECORDS_AT + index * RECORD_WORDS) * WORD, PAGE)
                 self.w[slot_at + S_RECORDS] = index + PAGE_WORDS // RECORD_WORDS
             if RECORDS_RESERVED + len(self.leases) != index:  # a signal handler came in between
                 return self.lease()

@@ -349,7 +349,7 @@ class Tree:
         more = min(max(NODE_STEP, backed // 2 // NODE_STEP * NODE_STEP), NODE_GROWTH_MOST, self.nodes_cap - backed)
         if more <= 0:
             raise MFSNodeLimitExceededError(backed, self.nodes_cap)
-        self.store.index.back((self.nodes_at + backed * NODE_WORDS) * WORD, more * NODE_WORDS * WORD)
+        self.store.back((self.nodes_at + backed * NODE_WORDS) * WORD, more * NODE_WORDS * WORD)
 
         def publish(section: Section) -> None:
             w[NODE_BACKED] = max(w[NODE_BACKED], backed + more)
@@ -488,7 +488,7 @@ class Tree:
         more = min(max(backed, PAGE_WORDS), -(-self.nodes_cap // PAGE_WORDS) * PAGE_WORDS - backed)
         if more <= 0:
             return
-        self.store.index.back((self.buckets_at + backed) * WORD // PAGE * PAGE, more * WORD)
+        self.store.back((self.buckets_at + backed) * WORD // PAGE * PAGE, more * WORD)
 
         def publish(section: Section) -> None:
             w[BUCKETS_BACKED] = max(w[BUCKETS_BACKED], backed + more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 from dmemfs_shm.errors import (
     MFSCorruptStoreError,
     MFSLayoutError,
+    MFSNoSpaceError,
     MFSNotOwnerError,
     MFSParameterError,
     MFSStoreGoneError,
@@ -65,7 +67,7 @@ from ..lockstore import (
     settle,
     unlock,
 )
-from ..processes import Link, Task, call_in_child, child, until
+from ..processes import Child, Link, Task, call_in_child, child, until
 
 MIB = 1 << 20
 NODE = 5
@@ -343,6 +345,30 @@ def test_a_creator_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OSError):
         attachment.create(name, Parameters(MIB))
     assert len(calls) == 9 and leftovers(name, calls[0].split(".")[0].lstrip("/")) == []
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_creator_that_cannot_attach(monkeypatch: pytest.MonkeyPatch, others: bool) -> None:
+    """It takes its store away, unless somebody has attached it in between."""
+    with named_store() as name, contextlib.ExitStack() as stack:
+        running: list[Child] = []
+
+        def join(_: Attachment) -> None:
+            monkeypatch.undo()
+            if others:
+                running.append(stack.enter_context(child("fork", attached, name)))
+                assert running[0].receive() == 0
+            raise MFSNoSpaceError("no room for a slot")
+
+        monkeypatch.setattr(Attachment, "join", join)
+        with pytest.raises(MFSNoSpaceError, match="a slot"):
+            attachment.create(name, Parameters(MIB))
+        if not others:
+            assert leftovers(name) == []
+            return
+        attachment.release(attachment.attach(name))
+        running[0].send("leave")
+        assert running[0].receive() is None
 
 
 # ---- slots

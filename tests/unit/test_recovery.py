@@ -21,11 +21,13 @@ from dmemfs_shm.store.layout import (
     MUTEXES,
     N_CREATED,
     NO_CLAIM,
+    PAGE,
     RECOVERIES,
     S_CLAIM,
     STATE_DESTROYED,
     STATE_READY,
     W_STATE,
+    WORD,
     generation_at,
     journal_at,
 )
@@ -243,6 +245,28 @@ def test_no_room_but_for_one(store: Attachment) -> None:
             store.recovery.recover(OTHER, None)
     inside(store, OTHER, lambda: None, 10.0)
     assert generation(store, OTHER) == 2
+
+
+def test_spares_come_before_any_other_page(store: Attachment) -> None:
+    """Who takes the last pages of /dev/shm for data leaves nothing to recover the dead with."""
+    at = store.layout.slot_at(store.layout.slots - 1) * WORD
+    take_the_spares(store)
+    with no_room(), pytest.raises(MFSNoSpaceError, match="no room for the semaphore"):
+        store.back(at, PAGE)
+    with no_room(), pytest.raises(MFSNoSpaceError, match="no room for the semaphore"):
+        store.arenas.grow(1, None)
+    assert spares_of(store) == 0
+    store.back(at, PAGE)
+    assert spares_of(store) == SPARES
+
+
+def test_spares_of_a_destroyed_store_go(store: Attachment) -> None:
+    """Whoever makes them while it is being destroyed takes them away again."""
+    take_the_spares(store)
+    attachment.destroy(store.name)
+    with pytest.raises(MFSStoreGoneError):
+        store.provide_spares()
+    assert leftovers(store.uuid.hex) == []
 
 
 def test_making_what_stands_already(store: Attachment) -> None:
