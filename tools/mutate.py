@@ -21,7 +21,6 @@ import copy
 import importlib
 import importlib.abc
 import importlib.util
-import itertools
 import os
 import pickle
 import random
@@ -261,23 +260,27 @@ def measure() -> dict[str, dict[int, list[str]]]:
 def try_all(todo: list[Mutant], reach: dict[str, dict[int, list[str]]], jobs: int) -> Iterator[tuple[Mutant, str]]:
     """(mutant, its end) of each, in the order of their ends: killed, hang, ALIVE, NOT REACHED."""
     running: dict[int, tuple[Mutant, float]] = {}
-    waiting = iter(todo)
-    while True:
-        for mutant in itertools.islice(waiting, jobs - len(running)):
-            tests = reach[mutant.module].get(mutant.line)
-            if tests:
-                running[fork(lambda m=mutant, t=tests: try_mutant(m, t))] = mutant, time.monotonic() + DEADLINE_S
-            else:
-                yield mutant, "NOT REACHED"
-        if not running:
-            return
-        time.sleep(0.05)
-        for pid, (mutant, deadline) in list(running.items()):
-            code = end_of(pid, deadline)
-            if code is not None:
-                del running[pid]
-                assert code != BROKEN, f"no tests could be run: {mutant.key}"
-                yield mutant, "hang" if code == HANG else "killed" if code else "ALIVE"
+    for mutant in todo:
+        tests = reach[mutant.module].get(mutant.line)
+        if not tests:
+            yield mutant, "NOT REACHED"
+            continue
+        while len(running) >= jobs:
+            yield from ended(running)
+        running[fork(lambda m=mutant, t=tests: try_mutant(m, t))] = mutant, time.monotonic() + DEADLINE_S
+    while running:
+        yield from ended(running)
+
+
+def ended(running: dict[int, tuple[Mutant, float]]) -> Iterator[tuple[Mutant, str]]:
+    """Those of the running ones that are over by now, which run no longer."""
+    time.sleep(0.05)
+    for pid, (mutant, deadline) in list(running.items()):
+        code = end_of(pid, deadline)
+        if code is not None:
+            del running[pid]
+            assert code != BROKEN, f"no tests could be run: {mutant.key}"
+            yield mutant, "hang" if code == HANG else "killed" if code else "ALIVE"
 
 
 def explained() -> set[str]:
