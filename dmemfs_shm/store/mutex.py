@@ -178,7 +178,6 @@ class Mutex:
         self.recovery = recovery
         self.journal = journal_at(number)
         self._generation_at = generation_at(number)
-        self._claim_at = 0
         self._gate: dict[int, Thread] = {}
         self._waiting: deque[Thread] = deque()  # threads that the gate was shut to for too long: nobody overtakes them
         self._generation = -1
@@ -450,8 +449,6 @@ class Mutex:
             if not self._gate:
                 self._semaphore.close()
             self._semaphore, self._generation = None, -1
-            with contextlib.suppress(AttributeError):  # an exception came while it was opened
-                del self._try_token, self._give_token
 
 
 class OfdMutex(Mutex):

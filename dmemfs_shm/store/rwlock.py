@@ -354,11 +354,7 @@ class FileLocks:
     def pump_on(self, mutex: Mutex, at: int) -> list[int]:
         """Grant what can be granted, in as many transactions as it takes."""
         granted: list[int] = []
-        while self.w[at] & _QUEUE:
-            plan = Plan(self.w)
-            more = self.pump(plan, at)
-            if not more:
-                break
+        while more := self.pump(plan := Plan(self.w), at):
             self._commit(mutex, plan, at)
             granted += more
         return granted
