@@ -218,6 +218,7 @@ def test_mending_the_gate(store: Attachment) -> None:
     assert each._gate == {0: busy}
     leave.set()
     task.result()
+    assert not each._is_left_by(gone), "nobody shuts it"
     each._gate[0] = gone
     each.mend(thread)
     assert not each._gate
@@ -235,7 +236,7 @@ def test_giving_back(store: Attachment, generation: int, valid: bool) -> None:
     was taken; otherwise journal and token are another's, and nothing but the claim goes."""
     each, w = store.mutexes[K], store.w
     posix_ipc.Semaphore(names.mutex(store.uuid, K, 4), posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
-    each._open(4)
+    assert each._open(4)
     w[generation_at(K)], w[claim_at(store)] = generation, 4
     begin(store)
     each._give_back(4, None)
@@ -402,6 +403,31 @@ def test_a_semaphore_taken_away(store: Attachment, monkeypatch: pytest.MonkeyPat
     assert store.w[generation_at(K)] == 2 and steps == ["open", "open", "recover", "open"]
 
 
+def test_how_often_a_holder_is_suspected(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that the token was not to be had twice in a row: a living one goes on, and a dead one will be found, too."""
+    monkeypatch.setattr(mutex, "SLICE_S", 0.001)
+    inside(store, K, nothing)
+    store.mutexes[K]._semaphore.acquire(1)
+    steps: list[str] = []
+    recover, attempt = store.recovery.recover, mutex.Mutex._try
+
+    def tried(each: mutex.Mutex, deadline: float | None) -> bool:
+        steps.append("try")
+        return attempt(each, deadline)
+
+    def recovered(_: recovery.Recovery, number: int, deadline: float | None) -> bool:
+        store.w[claim_at(store)] = NO_CLAIM if "living" in steps else 0
+        free = recover(number, deadline)
+        store.w[claim_at(store)] = NO_CLAIM
+        steps.append("free" if free else "living")
+        return free
+
+    monkeypatch.setattr(mutex.Mutex, "_try", tried)
+    monkeypatch.setattr(recovery.Recovery, "recover", recovered)
+    inside(store, K, nothing)
+    assert steps == ["try", "try", "living", "try", "try", "free", "try"] and store.w[generation_at(K)] == 2
+
+
 def test_the_old_semaphore_is_closed(store: Attachment) -> None:
     """With the new generation's in its place."""
     each = store.mutexes[K]
@@ -426,6 +452,26 @@ def test_no_token(store: Attachment, rest: float | None) -> None:
     each._semaphore.release()
     assert each._try(before)
     each._semaphore.release()
+
+
+def test_a_token_that_comes_while_it_sleeps(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ours then, and not lost."""
+    inside(store, K, nothing)
+    each, sleep_on = store.mutexes[K], mutex.sleep_on
+    each._semaphore.acquire(1)
+    monkeypatch.setattr(mutex, "sleep_on", lambda semaphore, rest: (each._semaphore.release(), sleep_on(semaphore, rest))[1])
+    assert each._try(None) and each._semaphore.value == 0
+    each._semaphore.release()
+
+
+def test_the_first_look_does_not_sleep(store: Attachment) -> None:
+    """Whoever sleeps does it where signals are deferred: in another sleep what their handlers raise would be lost."""
+    inside(store, K, nothing)
+    each, slept = store.mutexes[K], []
+    take = each._try_token
+    each._try_token = lambda seconds: (slept.append(seconds), take(seconds))
+    inside(store, K, nothing)
+    assert slept == [0]
 
 
 class Signals:
@@ -578,6 +624,20 @@ def test_dead_in_both_mutexes(ofd: Attachment) -> None:
 
     inside(ofd, K, body, 20.0)
     assert seen == [17] and ofd.w[journal_at(0)] == 0
+
+
+def test_the_inner_one_is_not_kept_while_the_outer_one_is_waited_for(ofd: Attachment) -> None:
+    """Somebody is inside the outer one, in a transaction. He, or whoever is there after him, may want the inner one next."""
+    others = ByteLocks(names.index_name(ofd.name))
+    assert others.try_lock(LB_MUTEX)
+    begin(ofd, 0)
+    task = Task(inside, ofd, K, nothing)
+    until(lambda: ofd.mutexes[0].is_entered, "it waits for the outer one")
+    assert others.try_lock(LB_MUTEX + K) and not ofd.mutexes[K].is_entered
+    ofd.w[journal_at(0)] = 0
+    others.close()
+    task.result()
+    assert ofd.w[time_of(ofd)] == 1234
 
 
 def test_holder_of_a_byte_in_a_store_without_another_slot() -> None:

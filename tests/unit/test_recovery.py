@@ -33,7 +33,7 @@ from dmemfs_shm.store.layout import (
 )
 from dmemfs_shm.store.recovery import SPARES
 
-from ..crash.harness import system_calls, watched
+from ..crash.harness import Recorder, instrument, system_calls, watched
 from ..lockstore import BOTH, inside, killed_inside, leftovers, lock_findings, lock_store, settle
 from ..processes import Task
 
@@ -75,6 +75,13 @@ def no_room() -> Iterator[None]:
         yield
 
 
+def revoke(store: Attachment, number: int) -> None:
+    """A mutex goes on to its next generation."""
+    lose_the_token(store, number)
+    assert store.recovery.recover(number, None)
+    store.recovery.events.clear()
+
+
 def take_the_spares(store: Attachment) -> None:
     for spare in range(SPARES):
         posix_ipc.unlink_semaphore(names.spare(store.uuid, spare))
@@ -114,18 +121,30 @@ def test_a_dead_holder(store: Attachment) -> None:
     assert f"its holder, slot {slot}, is dead" in store.recovery.events[0]
 
 
+def test_the_order_of_the_steps(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is looked at before the generation is revoked and everybody's claims can be seen; and nobody is let in before
+    what the dead one had begun is taken back and his claim is gone."""
+    at, word = generation_at(K), store.layout.node_at(5) + N_CREATED
+    store.w[word] = 17
+    slot = killed_inside(store, K, begun=5)
+    seen, barrier = instrument(store, Recorder), recovery.membarrier
+    monkeypatch.setattr(recovery, "membarrier", lambda: (seen.stores.append("barrier"), barrier()))
+    assert store.recovery.recover(K, None)
+    instrument(store, lambda buffer: buffer.words)
+    taken_back = [(word, 17), (journal_at(K), 0)]
+    assert seen.stores == [(at, 1), "barrier", *taken_back, (claim_at(store, slot, K), NO_CLAIM), (at, 2), (RECOVERIES, 1)]
+
+
 def test_a_dead_holder_of_several(store: Attachment) -> None:
     """All that it had is free again with the first of them, the words of m[0]'s journal before those of the others."""
-    for number in (1, OTHER):  # so that not all generations are the same
-        lose_the_token(store, number)
-        assert store.recovery.recover(number, None)
-    store.recovery.events.clear()
+    for number in (0, 1, K, OTHER, OTHER):  # so that not all generations are the same
+        revoke(store, number)
     slot = killed_inside(store, 0, K, OTHER, begun=5)
     assert store.recovery.recover(K, None)
-    assert [number for number in range(MUTEXES) if generation(store, number)] == [0, 1, K, OTHER]
+    assert {number: g for number in range(MUTEXES) if (g := generation(store, number))} == {0: 4, 1: 2, K: 4, OTHER: 6}
     assert {store.w[claim_at(store, slot, number)] for number in range(MUTEXES)} == {NO_CLAIM}
-    first, *others = store.recovery.events
-    assert "mutex 0 " in first and f"mutex {K} " in others[0] and generation(store, OTHER) == 4
+    first, second, third = store.recovery.events
+    assert "mutex 0 " in first and f"mutex {K} " in second and f"mutex {OTHER} " in third
 
 
 def test_a_dead_holder_of_one_that_left_another_behind(store: Attachment) -> None:
@@ -432,6 +451,30 @@ def test_claims_of_a_dead_tenant(store: Attachment) -> None:
     assert [number for number in range(MUTEXES) if generation(store, number)] == [K, OTHER + 1]
     assert set(store.w[at : at + MUTEXES]) == {NO_CLAIM}
     assert generation(store, OTHER + 1) == 2
+
+
+@pytest.mark.parametrize("revoked", [False, True], ids=["stable", "being revoked"])
+def test_the_claim_of_a_dead_tenant_to_a_later_generation(store: Attachment, revoked: bool) -> None:
+    """What it had begun under that one is taken back, also if somebody died revoking it, before nobody knows of it any more."""
+    word = store.layout.node_at(5) + N_CREATED
+    store.w[word] = 17
+    revoke(store, K)
+    slot = killed_inside(store, K, begun=5)
+    store.w[generation_at(K)] += revoked
+    store.recovery.retire_claims(slot, None)
+    assert (store.w[word], store.w[journal_at(K)], store.w[claim_at(store, slot, K)]) == (17, 0, NO_CLAIM)
+    assert generation(store, K) == 4
+
+
+def test_claims_of_a_tenant_that_may_live(store: Attachment) -> None:
+    """A mutex that cannot be recovered keeps its claim: nobody else would know of its open journal."""
+
+    def body() -> None:
+        with pytest.raises(MFSStoreBusyError, match="taken while it was being cleaned"):
+            store.recovery.retire_claims(store.slot, None)
+        assert (store.w[claim_at(store, store.slot, K)], generation(store, K)) == (0, 0)
+
+    inside(store, K, body)
 
 
 # ---- the barrier

@@ -275,7 +275,9 @@ def test_shared_again_past_a_writer(store: Attachment) -> None:
     first = lock(store, NODE)
     writer = Actor(store, WRITE)
     for timeout in (0.0, 1.0, None):
-        unlock(store, lock(store, NODE, READ, timeout))
+        again = lock(store, NODE, READ, timeout)
+        assert lock_word(store) & LOCK_READERS == 2 and lock_findings(store, all_free=False) == []
+        unlock(store, again)
     with pytest.raises(MFSLockTimeoutError):
         in_thread(lock, store, NODE, READ, 0.0)
     assert lock_findings(store, all_free=False) == []

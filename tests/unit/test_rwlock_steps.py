@@ -4,6 +4,7 @@ left when somebody stops in between, and words that cannot be.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -46,6 +47,7 @@ from dmemfs_shm.store.layout import (
     R_THREAD,
     REC_DIRTY,
     REC_DROPPED,
+    REC_NEXT_MASK,
     REC_NEXT_SHIFT,
     REC_NODE_SHIFT,
     REC_PARK_MASK,
@@ -369,6 +371,20 @@ def test_unlocking_happens_whole_or_not(
         waiter.end()
 
 
+@pytest.mark.parametrize("clears", [False, True])
+def test_the_next_one_learns_whether_the_file_is_complete(store: Attachment, clears: bool) -> None:
+    """The end of a writer's hold says so, also if somebody waits for the node."""
+    record = holder_of(store, WRITE)
+    store.w[word_at(store)] |= LOCK_ABANDONED
+    waiter = Waiter(store, READ)
+    store.rw.unlock(record, clears=clears)
+    until(lambda: bool(waiter.records), "it has it")
+    assert store.w[word_at(store)] == 1 | (0 if clears else LOCK_ABANDONED)
+    give_back(store, record)
+    waiter.end()
+    store.w[word_at(store)] = 0
+
+
 # ---- giving back
 
 
@@ -539,6 +555,54 @@ def test_a_try_looks_who_is_dead(store: Attachment) -> None:
     unlock(store, lock(store, NODE, WRITE, 0.0))
 
 
+def test_who_is_granted_by_reaping_is_woken(store: Attachment, no_slices: None) -> None:
+    """By the one who reaps."""
+    slot = killed_inside(store)
+    store.w[store.rw.records(slot)[0]], store.w[word_at(store)] = HELD | WRITE | NODE << REC_NODE_SHIFT, LOCK_WRITER
+    waiter = Waiter(store, READ)
+    assert store.rw.reap(slot, next_epoch(store.participants.epoch(slot)), 20.0)
+    until(lambda: bool(waiter.records), "it was woken")
+    waiter.end()
+
+
+# ---- the queue
+
+
+def queue_up(store: Attachment, records: list[int]) -> None:
+    """Writers who wait for the node with these records, in this order."""
+    numbers = [store.rw.number(record) for record in records]
+    for record, following in zip(records, [*numbers[1:], 0], strict=True):
+        store.w[record] = QUEUED | WRITE | following << REC_NEXT_SHIFT | NODE << REC_NODE_SHIFT
+    store.w[word_at(store)] |= numbers[0] << LOCK_HEAD_SHIFT | numbers[-1] << LOCK_TAIL_SHIFT
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_leaving_the_queue(store: Attachment, order: tuple[int, ...]) -> None:
+    """At its head, in its middle, at its end: the others wait on, in their order."""
+    holder, records = holder_of(store, WRITE), [lease(store) for _ in range(3)]
+    queue_up(store, records)
+    for number in order:
+        store.rw.unlock(records[number])
+        assert lock_findings(store, all_free=False) == []
+    for record in records:
+        give_back(store, record)
+    unlock(store, holder)
+
+
+def test_leaving_the_longest_queue() -> None:
+    """All records of all slots wait for the same node, and the last of them gives up: it has an end."""
+    with lock_store(slots=2) as store:
+        killed_inside(store)
+        records = [store.layout.record_at(slot * RECORDS + n) for slot in range(2) for n in range(RECORDS_RESERVED, RECORDS)]
+        store.w[word_at(store)] = LOCK_WRITER
+        queue_up(store, records)
+        store.rw.unlock(records[-1])
+        assert store.w[word_at(store)] >> LOCK_TAIL_SHIFT == store.rw.number(records[-2])
+        assert not store.w[records[-2]] >> REC_NEXT_SHIFT & REC_NEXT_MASK
+        for record in records:
+            store.w[record] = FREE
+
+
 # ---- words that cannot be
 
 
@@ -574,6 +638,7 @@ def test_a_queue_of_others(store: Attachment, damage: str) -> None:
     with pytest.raises(MFSCorruptStoreError, match=f"a record queued for node {NODE}") as caught:
         lock(store, NODE, READ, 0.0)
     assert caught.value.offset == 8 * store.layout.record_at(number)
+    assert caught.value.found == (0 if damage == "no record" else store.w[record])
     store.w[word_at(store)], store.w[record] = 0, FREE
     give_back(store, record)
 
@@ -589,6 +654,21 @@ def test_a_word_that_leads_nowhere(store: Attachment) -> None:
 
 
 # ---- between looking and queueing
+
+
+@pytest.mark.parametrize(("holds", "kind"), [(READ, WRITE), (WRITE, READ), (WRITE, WRITE)])
+def test_a_try_does_not_wait(store: Attachment, holds: int, kind: int) -> None:
+    """It never stands in the queue, where it would be in others' way, and makes no semaphore to be woken by."""
+    holder, record = holder_of(store, holds), lease(store)
+    seen = instrument(store, Recorder)
+    with pytest.raises(MFSLockTimeoutError):
+        store.rw.lock(NODE, 1, 0, record, kind, 0.0)
+    instrument(store, lambda buffer: buffer.words)
+    stored = {word for word, _ in seen.stores}
+    assert record + R_THREAD in stored and record not in stored and word_at(store) not in stored
+    assert not len(store.rw._parks) and not [entry for entry in leftovers(store.uuid.hex) if ".p" in entry]
+    give_back(store, record)
+    unlock(store, holder)
 
 
 @pytest.mark.parametrize(("generation", "namespace", "kind"), [(3, 0, READ), (1, 2, WRITE)])
