@@ -366,11 +366,16 @@ class Player:
 
     def own_empty(self):
         def empty(own):
-            handle = self.call("open", self.fs.open, self.own_path(own), "r+b")
+            at = self.place * FILES + own
             try:
-                self.call("truncate", handle.truncate, 0)
-            finally:
-                self.call("close", handle.close)
+                handle = self.call("open", self.fs.open, self.own_path(own), "r+b")
+                try:
+                    self.call("truncate", handle.truncate, 0)
+                finally:
+                    self.call("close", handle.close)
+            except RefusedError:
+                self.board.after[at] = self.board.before[at]
+                raise
 
         i, _ = self.pick(present=True)
         self.own({i: EMPTY}, PIECEMEAL, empty, own=i)
