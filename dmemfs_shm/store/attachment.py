@@ -119,7 +119,7 @@ from .layout import (
 from .lazy import load
 from .mutex import Mutex, OfdMutex, Threads
 from .namespace import Namespace
-from .recovery import Recovery, provide_spares, require_membarrier
+from .recovery import Recovery, missing_spares, provide_spares, require_membarrier
 from .rwlock import FileLocks
 from .section import Section, Sections
 from .semaphores import create_semaphore, unlink_semaphore
@@ -312,9 +312,12 @@ class Attachment:
 
     def provide_spares(self) -> None:
         """Before memory is taken for anything else. MFSNoSpaceError, MFSStoreGoneError."""
-        if self.w[W_BACKEND] != BACKEND_OFD and provide_spares(self.uuid) and self.state != STATE_READY:
-            _unlink_belongings(self.uuid)  # it was destroyed, perhaps before these could be seen
+        if self.w[W_BACKEND] != BACKEND_OFD and missing_spares(self.uuid):
             self.check_state()
+            provide_spares(self.uuid)
+            if self.state != STATE_READY:
+                _unlink_belongings(self.uuid)  # it was destroyed, perhaps before these could be seen
+                self.check_state()
 
     # ---- joining and leaving
 

@@ -248,7 +248,8 @@ class Recovery:
             semaphore.close()
             unlink_semaphore(name)
         with contextlib.suppress(Exception):
-            provide_spares(self.uuid)
+            if self.w[W_STATE] == STATE_READY:
+                provide_spares(self.uuid)
 
     def retire_claims(self, slot: int, deadline: float | None) -> None:
         """Before a dead tenant's slot is taken: recover what it holds, make its other claims void. Under the attach byte.
@@ -267,19 +268,21 @@ class Recovery:
 # ---- spare semaphores
 
 
-def provide_spares(uuid: uuids.UUID) -> bool:
-    """Make the spare semaphores that are missing; whether there were any. MFSNoSpaceError.
+def missing_spares(uuid: uuids.UUID) -> list[str]:
+    """The names of the spare semaphores that are not there."""
+    every = [names.spare(uuid, spare) for spare in range(SPARES)]
+    return [name for name in every if not os.path.exists(names.semaphore_path(name))]
+
+
+def provide_spares(uuid: uuids.UUID) -> None:
+    """Make the spare semaphores that are missing. MFSNoSpaceError.
 
     Comes before the store takes any other page: where /dev/shm is full, each death takes a spare, and the pages that the dead
     leave are wanted by the living, too. Without spares nothing of the dead could be recovered.
     """
-    some = False
-    for spare in range(SPARES):
-        if not os.path.exists(names.semaphore_path(names.spare(uuid, spare))):
-            some = True
-            with contextlib.suppress(FileExistsError):
-                create_semaphore(names.spare(uuid, spare), 1)
-    return some
+    for name in missing_spares(uuid):
+        with contextlib.suppress(FileExistsError):
+            create_semaphore(name, 1)
 
 
 # ---- membarrier
