@@ -74,7 +74,7 @@ class Arenas:
         if mapped is None or mapped[0] != life:
             mapped = self._map(number, life)
         offset = (page - self.w[at + A_BASE]) * PAGE + slot * UNIT
-        if offset + units_of(run) * UNIT > self.w[at + A_BACKED] * PAGE:
+        if offset < 0 or offset + units_of(run) * UNIT > min(self.w[at + A_BACKED] * PAGE, mapped[1].size_bytes):
             raise MFSCorruptStoreError("index", at * WORD, "a run within the arena's memory", run)
         if len(self._located) >= RUNS_KNOWN_MOST:
             self._located.clear()

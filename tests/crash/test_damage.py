@@ -433,6 +433,8 @@ KNOWN: dict[str, Callable[[Image], tuple[int, int]]] = {
     "changed too often": lambda image: (node_at(image, "/d/1") + layout.N_CONTENT, WORD_MAX),
     "the last generation of all": lambda image: (layout.generation_at(0), WORD_MAX - 1),
     "the last sequence of all": lambda image: (node_at(image, "/d/1") + layout.N_SEQ, WORD_MAX - 1),
+    "an arena that begins later": lambda image: (layout.ARENA_TABLE + layout.A_BASE, 1000),
+    "an arena with more memory than it has": lambda image: (layout.ARENA_TABLE + layout.A_BACKED, 1 << 40),
     "a page beyond all": lambda image: (layout.RUN_HEADS + 3, WORD_MAX),
 }
 EVERY = [pytest.param(12, id="a-part"), pytest.param(1, id="all", marks=pytest.mark.slow)]
