@@ -83,9 +83,10 @@ class Parent(Player):
             with contextlib.suppress(MFSForkedError):
                 handle.read()
                 raise ViolationError("a child read from a handle that it inherited")
+        store = self.call("attach", fs._attached, insists=True)  # which the first use would do, and nobody would insist
         if self.rng.random() < 0.5:
             fate = Fate(self.board, self.place, int(self.rng.expovariate(1 / STORES_MEAN)))
-            instrument(self.call("attach", fs._attached, insists=True), lambda words: WordBuffer(words, fate))
+            instrument(store, lambda words: WordBuffer(words, fate))
         self.play()
         if self.rng.random() < 0.5:
             fs.close()
