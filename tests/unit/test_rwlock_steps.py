@@ -429,6 +429,36 @@ def test_giving_back_fails(store: Attachment) -> None:
     assert state_of(store, record) == FREE and free_words(store.rw.leases) == [record]
 
 
+def test_giving_back_fails_twice(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory for the word that the lease is lost it is lost all the same, though a traceback may still have it."""
+    one = taken(store, READ)
+
+    def failing(error: BaseException) -> Callable[..., None]:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        return fail
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(type(store.names), "finish", failing(KeyboardInterrupt()))
+        patch.setattr(Leases, "lose", failing(MemoryError()))
+        store.rw.give_back(one)
+    store.work_off()
+    assert state_of(store, one.word) == FREE and free_words(store.rw.leases) == [one.word] and one not in store.rw.free
+
+
+def test_giving_back_after_a_section_that_was_not_abandoned(store: Attachment) -> None:
+    """What it had begun is taken back before the record is believed: it says that it is free, and is not."""
+    one, w = taken(store, READ), store.w
+    store.mutexes[K].acquire(store.threads.enter())
+    at = journal_at(K)
+    w[at + 1], w[at + 2], w[at + 3], w[at + 4], w[at] = one.word, w[one.word], word_at(store), w[word_at(store)], 2
+    w[one.word], w[word_at(store)] = FREE, 0
+    store.rw.give_back(one)
+    assert mutex_findings(store) == [] and store.rw.free == [one]
+    assert state_of(store, one.word) == FREE and w[word_at(store)] == 0
+
+
 def test_working_off_a_note(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Free: returned once. Held: finished as a handle's end finishes it, that is, complete. Waiting still, or granted: taken
     back."""
