@@ -1067,6 +1067,20 @@ def test_fork_inside_a_section(store: Attachment) -> None:
     assert sound(store) == []
 
 
+def test_closing_keeps_the_page_of_whoever_is_at_the_gate(generations: Attachment) -> None:
+    inside(generations, K, lambda: None)
+    each = generations.mutexes[K]
+    semaphore = each._semaphore
+    each._gate[0] = generations.threads.enter()
+    each.close()
+    each._gate.clear()
+    generations.threads.thread.inside = False
+    semaphore.acquire(0)
+    semaphore.release()
+    semaphore.close()
+    inside(generations, K, lambda: None)
+
+
 def close_beside_a_waiter(_link: Link, name: str) -> None:
     store = attachment.attach(name)
     inside(store, K, lambda: None)
