@@ -31,11 +31,13 @@ import signal
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 #: What takes so long is taken to hang. Bounds a hang, measures nothing.
 HANG_S = 30.0
+NEWBORN_S = 0.2  # after which a fork that a stop came upon is over
 FAINTING_S = 0.2  # who has not stopped itself by then is stopped
 BUCKETS_AN_OCTAVE = 8
 BUCKETS = 40 * BUCKETS_AN_OCTAVE  # durations by the logarithm of their microseconds
@@ -367,6 +369,7 @@ class Herd:
         self.rss_kib = [0, 0]
         self._gauged = 0.0
         self._stopped: tuple[Worker, float] | None = None  # and when it goes on
+        self._newborn: deque[tuple[float, Worker]] = deque()  # whose children to look after, and when
         self._is_long = False
         self._fainting = math.inf  # when it is stopped if it has not done so itself
         self._killing = self.schedule("kills", conditions.kills_per_second)
@@ -463,6 +466,7 @@ class Herd:
             inside = self._long_stops.rng.random() < 0.5
             self.long_stops += self.stop(self._long_stops.rng, now, (2.0, 4.0), least=1.5, inside=inside)
         self.each_turn(now)
+        self.resume_newborn(now)
         self.watch(now)
 
     def start(self, index: int) -> None:
@@ -575,7 +579,16 @@ class Herd:
             self.board.faint[self.places_of(worker.index)[0]] = 0
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.child.pid, signal.SIGCONT)
+            self._newborn.append((time.monotonic() + NEWBORN_S, worker))
             self.nobody_is_stopped()
+
+    def resume_newborn(self, now: float) -> None:
+        """A child that was being forked when its group was stopped may come to stop when the others have gone on already."""
+        while self._newborn and now >= self._newborn[0][0]:
+            _, worker = self._newborn.popleft()
+            if worker in self.workers and (self._stopped is None or self._stopped[0] is not worker):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(worker.child.pid, signal.SIGCONT)
 
     def nobody_is_stopped(self) -> None:
         self._stopped, self._fainting = None, math.inf
@@ -610,6 +623,7 @@ class Herd:
         self.resume()
         end = time.monotonic() + HANG_S
         while any(self.living()) and time.monotonic() < end:
+            self.resume_newborn(time.monotonic())
             for worker in list(self.living()):
                 self.collect(worker.index, os.WNOHANG)
             select.select([], [], [], 0.002)
