@@ -44,7 +44,7 @@ mutants: $(READY)
 	$(BIN)/python tools/mutate.py $(ARGS)
 
 crash: $(READY)
-	$(BIN)/pytest -n auto --maxprocesses=4 -m crash --timeout=3600 $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses=4 -m crash --timeout=3600 -o faulthandler_timeout=3500 $(ARGS)
 
 stress: $(READY)
 	$(BIN)/pytest tests/stress -m "slow or not slow" --timeout=3600 $(ARGS)
