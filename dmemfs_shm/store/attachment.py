@@ -560,24 +560,28 @@ def _open_new(name: str, full: str, fd: int) -> Attachment | None:
         if _same_file(fd, full):
             return _open(name, os.dup(fd))
     except BaseException:
-        with contextlib.suppress(OSError):
-            _unmake_alone(full, fd)
+        with _nobody_attaching(full) as is_attached:
+            if not is_attached:
+                _unmake(fd)
+                if _same_file(fd, full):
+                    segment.unlink(full)
         raise
     _unmake(fd)
     return None
 
 
-def _unmake_alone(full: str, fd: int) -> None:
-    """Destroy a store of which nobody is a participant. Nobody becomes one meanwhile."""
-    locks = ByteLocks(full)
+@contextlib.contextmanager
+def _nobody_attaching(full: str) -> Iterator[bool]:
+    """Whether a store has participants; nobody becomes one in this block. No, if the kernel does not even say that."""
+    locks = None
     try:
-        alone = locks.lock(LB_ATTACH, time.monotonic() + WAIT_FOR_CREATOR_S)
-        if alone and all(locks.is_free(LB_SLOT + slot) for slot in range(SLOTS_MAX)):
-            _unmake(fd)
-            if _same_file(fd, full):
-                segment.unlink(full)
+        with contextlib.suppress(OSError):
+            locks = ByteLocks(full)
+            locks.lock(LB_ATTACH, time.monotonic() + WAIT_FOR_CREATOR_S)
+        yield locks is not None and any(locks.is_locked_exclusively(LB_SLOT + slot) for slot in range(SLOTS_MAX))
     finally:
-        locks.close()
+        if locks is not None:
+            locks.close()
 
 
 def _clear_unfinished(full: str) -> None:

@@ -171,10 +171,11 @@ class Player:
     def call(self, name, function, *args, accepted=(), insists=False, **options):
         """Call into the store, with the clock running; RefusedError for the errors that this operation may give.
 
-        insists: a full /dev/shm is no reason to give up, somebody will free it.
+        insists: a full /dev/shm is no reason to give up, somebody will free it. (A close insists always: what it could not
+        give back, since whoever died in a mutex could not be recovered, goes with a later operation.)
         """
         board, place, index = self.board, self.place, NAMES.index(name)
-        refusals = OPERATIONS[name] + accepted + (() if insists else self.shortages)
+        refusals = OPERATIONS[name] + accepted + (() if insists or name == "close" else self.shortages)
         with Timing(board, place, index):
             while True:
                 stops = board.stops[0]
