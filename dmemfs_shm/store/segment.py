@@ -19,7 +19,6 @@ import itertools
 import mmap
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import posix_ipc
@@ -175,14 +174,18 @@ def close_fd(fd: int) -> None:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def closed_on_failure(fd: int) -> Iterator[None]:
+class closed_on_failure:  # noqa: N801  (a function to whoever uses it; a generator's frames may outlive an interruption)
     """Close the descriptor if the block, which makes something that owns it, ends in an exception."""
-    try:
-        yield
-    except BaseException:
-        close_fd(fd)
-        raise
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            close_fd(self.fd)
 
 
 def read(fd: int, size: int, offset: int) -> bytes:

@@ -75,6 +75,7 @@ ONCE = frozenset(
         "look-around",
         "reader-hands-over",
         "reap",
+        "write-bytes-over-read-long-name",
     )
 )
 
