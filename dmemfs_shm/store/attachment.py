@@ -560,8 +560,8 @@ def _open_new(name: str, full: str, fd: int) -> Attachment | None:
         if _same_file(fd, full):
             return _open(name, os.dup(fd))
     except BaseException:
-        with _nobody_attaching(full) as is_attached:
-            if not is_attached:
+        with _nobody_attaching(full) as has_participants:
+            if not has_participants:
                 _unmake(fd)
                 if _same_file(fd, full):
                     segment.unlink(full)

@@ -624,22 +624,30 @@ def open_again(fs: MemoryFileSystem) -> bytes:
         return handle.read()
 
 
+@contextlib.contextmanager
+def interrupted_after(names: Any, method: str) -> Iterator[None]:
+    """KeyboardInterrupt comes out of the block, right after the method has done its work."""
+    real = getattr(names, method)
+
+    def interrupted(*args: Any) -> None:
+        real(*args)
+        raise KeyboardInterrupt
+
+    setattr(names, method, interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        setattr(names, method, real)
+
+
 @pytest.mark.parametrize("change", ["write", "truncate"])
 def test_an_exception_after_the_blocks_have_changed(fs: MemoryFileSystem, change: str) -> None:
     """A handle that was interrupted does not know its blocks any more: those it had may be a view's, or another file's."""
     fs.write_bytes("/f", pattern(5000))
-    names = fs._store.names
     with fs.view("/f") as view, fs.open("/f", "r+b") as handle:
-        unshare = names.unshare
-
-        def interrupted(*args: Any) -> None:
-            unshare(*args)
-            raise KeyboardInterrupt
-
-        names.unshare = interrupted  # type: ignore[method-assign]
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted_after(fs._store.names, "unshare"):
             handle.write(b"new") if change == "write" else handle.truncate(1000)
-        names.unshare = unshare  # type: ignore[method-assign]
         handle.seek(0)
         assert handle.write(b"new") == 3
         assert handle.seek(0, 2) == (5000 if change == "write" else 1000)
@@ -651,18 +659,9 @@ def test_an_exception_after_the_blocks_have_changed(fs: MemoryFileSystem, change
 def test_an_exception_after_blocks_were_given_back(fs: MemoryFileSystem) -> None:
     """As above, and what the file had is another file's by now."""
     fs.write_bytes("/f", pattern(50_000))
-    names = fs._store.names
     with fs.open("/f", "r+b") as handle:
-        fit = names.fit
-
-        def interrupted(*args: Any) -> None:
-            fit(*args)
-            raise KeyboardInterrupt
-
-        names.fit = interrupted  # type: ignore[method-assign]
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted_after(fs._store.names, "fit"):
             handle.truncate(4096)
-        names.fit = fit  # type: ignore[method-assign]
         fs.write_bytes("/other", pattern(40_000, 1))
         handle.seek(4096)
         assert handle.write(bytes(40_000)) == 40_000
