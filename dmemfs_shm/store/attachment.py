@@ -37,6 +37,7 @@ from ..errors import (
     MFSTooManyParticipantsError,
     MFSUnfinishedStoreError,
     MFSVersionError,
+    raise_if_damage,
 )
 from . import names, segment
 from .arenas import Arenas
@@ -77,6 +78,7 @@ from .layout import (
     REC_STATE,
     RECORD_WORDS,
     ROOT,
+    ROOT_PARENT,
     S_CLAIM,
     S_INTENT,
     S_PID,
@@ -705,7 +707,7 @@ def _write_root(w: Words, layout: Layout) -> None:
     w[at + N_GENERATION] = 1
     w[at + N_CREATED] = now
     w[at + N_MODIFIED] = now
-    w[at + N_PARENT] = ROOT
+    w[at + N_PARENT] = ROOT_PARENT
     w[at + N_NAME] = KIND_DIR << KIND_SHIFT
     w[NODE_BREAK] = ROOT + 1
     w[NODE_BACKED] = NODE_STEP
@@ -794,6 +796,7 @@ def _open(name: str, fd: int) -> Attachment:
                 store.hold_life()
         except BaseException:
             store._close()
+            raise_if_damage()
             raise
         store.users = 1
         _attached[key] = store

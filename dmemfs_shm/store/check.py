@@ -78,6 +78,7 @@ from .layout import (
     REC_STATE,
     REC_WRITER,
     ROOT,
+    ROOT_PARENT,
     RUN_CLASSES,
     RUN_HEADS,
     RUN_MAP,
@@ -229,6 +230,7 @@ class _Checker:
     # ---- nodes
 
     def names(self) -> None:
+        self.expect(self.w[self.at(ROOT) + N_PARENT] == ROOT_PARENT, "the root is in a directory")
         self._subtree(ROOT, "the tree")
 
     def _subtree(self, top: int, what: str) -> None:

@@ -195,6 +195,7 @@ NODE_WORDS: Final = 32
 NODE_STEP: Final = 256  # nodes backed at once
 NODES_CAP_DEFAULT: Final = 1 << 24
 ROOT: Final = 1
+ROOT_PARENT: Final = (1 << 32) - 1  # no node: the root is nobody's entry, and has not lost its name either
 N_LOCK: Final = 0  # k
 N_GENERATION: Final = 1  # 0 and k: even free, odd in use
 N_SEQ: Final = 2  # k: odd while lock and content cannot be trusted

@@ -420,6 +420,7 @@ KNOWN: dict[str, Callable[[Image], tuple[int, int]]] = {
     "intent leads to the root": lambda image: (layout.SLOTS_AT + layout.S_INTENT, layout.ROOT),
     "a directory contains its parent": lambda image: (node_at(image, "/d/sub") + layout.D_CHILD, layout.ROOT),
     "an entry's next is the root": lambda image: (node_at(image, "/d/5") + layout.N_SIBLINGS, layout.ROOT),
+    "an entry of the root has the root behind it": lambda image: (node_at(image, "/d") + layout.N_SIBLINGS, layout.ROOT),
     "an entry's next is itself": lambda image: (
         (at := node_at(image, "/d/5")) + layout.N_SIBLINGS,
         (at - image.nodes_at) // NODE_WORDS,
@@ -431,6 +432,8 @@ KNOWN: dict[str, Callable[[Image], tuple[int, int]]] = {
     "more runs than there are": lambda image: (node_at(image, "/between") + layout.N_RUNS, 1 << 42),
     "no blocks": lambda image: (node_at(image, "/between") + layout.N_RUN, 0),
     "changed too often": lambda image: (node_at(image, "/d/1") + layout.N_CONTENT, WORD_MAX),
+    "the last epoch of all": lambda image: (layout.SLOTS_AT + layout.S_EPOCH, WORD_MAX),
+    "the last recovery of all": lambda image: (layout.RECOVERIES, WORD_MAX),
     "the last generation of all": lambda image: (layout.generation_at(0), WORD_MAX - 1),
     "the last sequence of all": lambda image: (node_at(image, "/d/1") + layout.N_SEQ, WORD_MAX - 1),
     "an arena that begins later": lambda image: (layout.ARENA_TABLE + layout.A_BASE, 1000),
