@@ -108,7 +108,7 @@ class Case:
 
     def writer_waits(self) -> None:
         """A thread of the peer wants to write a file, and now waits for it."""
-        self._waits(lambda: self.fs.open("/d/small", "r+b", allow_abandoned=True).close())
+        self._waits(lambda: self._open_to_write("/d/small"))
 
     def _waits(self, function: Callable[[], Any]) -> None:
         before = self._waiting()
@@ -121,6 +121,10 @@ class Case:
     def _read(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError, MFSAbandonedFileError):
             self.seen.add((path, self.fs.read_bytes(path)))
+
+    def _open_to_write(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError, MFSAbandonedFileError):
+            self.fs.open(path, "r+b").close()
 
     # ---- company
 
@@ -381,22 +385,24 @@ def write_and_close(_fs: MemoryFileSystem, _: Any, handle: Any) -> None:
 
 
 def look_around(fs: MemoryFileSystem, _: Any) -> None:
-    """Everything that only looks."""
+    """Everything that only looks, whatever stands in the store besides what is always there."""
     with fs.open("/large") as handle:
         lines = handle.readlines()
+        size = handle.tell()
         handle.seek(0)
         assert handle.readinto(bytearray(10)) == handle.tell() == 10
         handle.seek(0)
         assert list(handle) == lines
         handle.seek(-5, 2)
-        assert [len(handle.readline()), handle.read()] == [5, b""]
+        assert len(handle.readline() + handle.read()) == 5
     assert [fs.exists("/d"), fs.is_dir("/d"), fs.is_file("/d"), fs.exists("/none")] == [True, True, False, False]
-    assert fs.stat("/large")["size"] == fs.get_size("/large") == BIG
-    assert sorted(fs.listdir("/d")) == ["other", "small", "sub"]
+    assert fs.stat("/large")["size"] == fs.get_size("/large") == size == sum(map(len, lines))
+    assert {"other", "small", "sub"} <= set(fs.listdir("/d"))
     assert fs.glob("/d/**/deep") == ["/d/sub/deep"]
-    assert len(list(fs.walk("/"))) == 4
+    assert {"/", "/d", "/d/sub", "/empty"} <= {folder for folder, _, _ in fs.walk("/")}
     assert fs.stats()["used_bytes"] == fs.info()["used"]
-    assert [len(fs.locks()), bool(fs.participants())] == [0, True]
+    assert fs.participants()
+    assert isinstance(fs.locks(), list)
 
 
 def write_at(path: str, *places: tuple[int, bytes]) -> Callable[..., None]:
