@@ -88,7 +88,7 @@ _NOTHING = Operation(lambda fs, _: None)
 SIMPLE = [
     name
     for name, operation in OPERATIONS.items()
-    if operation._replace(do=_NOTHING.do, written=()) == _NOTHING and name != "close"
+    if operation._replace(do=_NOTHING.do, written=()) == _NOTHING and name not in ("close", "close-under-a-view")
 ]
 #: Who must not believe what is stored and not committed: a reaper what a writer has, a reader what is there.
 SHARP = [
