@@ -34,6 +34,7 @@ from .errors import (
     MFSClosedError,
     MFSCorruptStoreError,
     MFSParameterError,
+    MFSStoreGoneError,
 )
 from .guard import MemoryGuard, available_bytes
 from .handle import MemoryFileHandle, bytes_of
@@ -329,7 +330,8 @@ class MemoryFileSystem:
                     if handle is not None:
                         warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=3)
                         handle.close()
-                store.work_off()
+                with contextlib.suppress(MFSStoreGoneError):  # destroyed just now: nothing is left to give back
+                    store.work_off()
         finally:
             self._finalizer.detach()
             attachment.release(store)

@@ -439,6 +439,8 @@ class MemoryFileHandle(io.RawIOBase):
             except IndexError:  # a signal handler has closed it
                 return
             store.rw.give_back(lease, clears=True)
+        except MFSStoreGoneError:
+            pass  # destroyed just now: nothing is left to give back
         except BaseException:
             self._close_again()
             raise

@@ -379,6 +379,31 @@ def test_handles_after_destroy(filled: MemoryFileSystem, store_name: str) -> Non
     assert view == b"content"
 
 
+@pytest.mark.parametrize("what", ["handle", "view"])
+def test_closing_while_the_store_is_destroyed(filled: MemoryFileSystem, store_name: str, what: str) -> None:
+    """Close is silent, too, if the store goes while it gives something back."""
+    held: list[Any] = [filled.open("/f", "r+b") if what == "handle" else filled.view("/f")]
+    store = filled._attached()
+    if what == "view":
+        held.clear()
+        gc.collect()
+        assert store.unpinned
+    real, destroyed = store.sections.mutexes[0].acquire, []
+
+    def acquire(*args: Any) -> None:
+        if not destroyed:
+            destroyed.append(store_name)
+            MemoryFileSystem.destroy(store_name)
+        real(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for mutex in store.sections.mutexes:
+            patch.setattr(type(mutex), "acquire", lambda self, *args: acquire(*args))
+        (held[0] if held else filled).close()
+    assert destroyed
+    filled.close()
+
+
 def test_destroying_while_it_is_created(store_name: str, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     """The destroyer waits for the creator; what it then takes away is gone for those who have it."""
     marked, going = threading.Event(), []
