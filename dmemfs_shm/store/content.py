@@ -27,6 +27,7 @@ from .blocks import Blocks, units_of
 from .journal import Plan, Words
 from .layout import (
     CHARGED,
+    KIND_ORPHAN,
     KIND_PIN,
     KIND_RUNS,
     KIND_SHIFT,
@@ -41,6 +42,7 @@ from .layout import (
     NODE_BACKED,
     NODE_WORDS,
     ORPHANED,
+    ORPHANS,
     PAGE,
     PIN_WORDS,
     PINNED,
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from .attachment import Attachment
 
 RUNS_A_TRANSACTION = 8
+RINGS = {ORPHANS: KIND_ORPHAN, PINNED: KIND_PIN}  # what is in each
 MOVED_BYTES_MOST = 64 << 10  # what is copied inside m[0] to keep a small file in one run: about 10 us
 _PINS_A_PAGE = PAGE // (PIN_WORDS * WORD)
 
@@ -441,13 +444,15 @@ class Content:
             plan[at] = before << 32 | plan[at] & LOW32
 
     def ring(self, head: int) -> list[int]:
-        """The nodes of a ring. REQUIRES m[0]."""
+        """The nodes of a ring. REQUIRES m[0]. MFSCorruptStoreError if one is not of its kind: it may be in use elsewhere."""
         found: list[int] = []
         node = self.w[head]
         while node:
             at = self.tree.check_node(node, head)
             if len(found) > self.w[NODE_BACKED]:
                 raise MFSCorruptStoreError("index", head * WORD, "a ring that ends", node)
+            if self.tree.kind(node) != RINGS[head]:
+                raise MFSCorruptStoreError("index", head * WORD, f"nodes of kind {RINGS[head]}", node)
             found.append(node)
             node = self.w[at + N_SIBLINGS] & LOW32
         return found
