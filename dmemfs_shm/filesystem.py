@@ -330,8 +330,10 @@ class MemoryFileSystem:
                     if handle is not None:
                         warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=3)
                         handle.close()
-                with contextlib.suppress(MFSStoreGoneError):  # destroyed just now: nothing is left to give back
-                    store.work_off()
+                store.work_off()
+        except MFSStoreGoneError:
+            if store.state == STATE_READY:  # else it was destroyed just now, and nothing is left to give back
+                raise
         finally:
             self._finalizer.detach()
             attachment.release(store)

@@ -440,7 +440,9 @@ class MemoryFileHandle(io.RawIOBase):
                 return
             store.rw.give_back(lease, clears=True)
         except MFSStoreGoneError:
-            pass  # destroyed just now: nothing is left to give back
+            if store.state == STATE_READY:  # else it was destroyed just now, and nothing is left to give back
+                self._close_again()
+                raise
         except BaseException:
             self._close_again()
             raise
