@@ -439,12 +439,10 @@ class MemoryFileHandle(io.RawIOBase):
             except IndexError:  # a signal handler has closed it
                 return
             store.rw.give_back(lease, clears=True)
-        except MFSStoreGoneError:
-            if store.state == STATE_READY:  # else it was destroyed just now, and nothing is left to give back
-                self._close_again()
-                raise
-        except BaseException:
+        except BaseException as error:
             self._close_again()
+            if isinstance(error, MFSStoreGoneError) and store.state != STATE_READY:
+                return  # it was destroyed just now, and nothing is left to give back
             raise
 
     def _close_again(self) -> None:

@@ -417,14 +417,9 @@ KNOWN: dict[str, Callable[[Image], tuple[int, int]]] = {
     "trash leads to the root": lambda image: (layout.TRASH, layout.ROOT),
     "trash leads into a directory": lambda image: (layout.TRASH, layout.ROOT + 1),
     "more nodes in use than have memory": lambda image: (layout.NODE_BREAK, WORD_MAX),
-    "orphans lead to the root": lambda image: (layout.ORPHANS, layout.ROOT),
     "pinned content leads to the root": lambda image: (
         image.nodes_at + image.word(layout.PINNED) * NODE_WORDS + layout.N_SIBLINGS,
         layout.ROOT,
-    ),
-    "pinned content leads to a file": lambda image: (
-        layout.PINNED,
-        (node_at(image, "/d/5") - image.nodes_at) // NODE_WORDS,
     ),
     "intent leads to the root": lambda image: (layout.SLOTS_AT + layout.S_INTENT, layout.ROOT),
     "a directory contains its parent": lambda image: (node_at(image, "/d/sub") + layout.D_CHILD, layout.ROOT),

@@ -26,6 +26,7 @@ from dmemfs_shm.errors import (
 )
 from dmemfs_shm.store import arenas, attachment, names, section
 from dmemfs_shm.store.layout import MAGIC, STATE_DESTROYED, STATE_INIT, W_MAGIC, W_STATE, journal_at
+from dmemfs_shm.store.mutex import Mutex
 
 from ..conftest import MIB, Stores, entries_of, mark_of
 from ..processes import DEADLINE_S, METHODS, Link, Task, call_in_child, child, until
@@ -388,17 +389,16 @@ def test_closing_while_the_store_is_destroyed(filled: MemoryFileSystem, store_na
         held.clear()
         gc.collect()
         assert store.unpinned
-    real, destroyed = store.sections.mutexes[0].acquire, []
+    real, destroyed = Mutex.acquire, []
 
-    def acquire(*args: Any) -> None:
+    def acquire(mutex: Mutex, *args: Any) -> None:
         if not destroyed:
             destroyed.append(store_name)
             MemoryFileSystem.destroy(store_name)
-        real(*args)
+        real(mutex, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        for mutex in store.sections.mutexes:
-            patch.setattr(type(mutex), "acquire", lambda self, *args: acquire(*args))
+        patch.setattr(Mutex, "acquire", acquire)
         (held[0] if held else filled).close()
     assert destroyed
     filled.close()
