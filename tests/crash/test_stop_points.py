@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -148,16 +149,21 @@ class Stopped(Case):
         self.halfway = {path: what for path, what in found.items() if path not in PROBES}
 
     def _content(self, path: str) -> Any:
-        try:
-            with self.impatient.open(path) as handle:
-                return handle.read()
-        except MFSAbandonedFileError:  # another one has died before
-            with self.impatient.open(path, allow_abandoned=True) as handle:
-                return Abandoned(handle.read())
-        except MFSLockTimeoutError as error:
-            if not any(f"process {self.pid} " in holder for holder in error.holders):
-                self.findings.append(f"{path} is refused: {error}")
-            return Locked
+        """Refused by the stopped one alone. Whom it gave the lock without waking him finds that out by himself, and goes."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                with self.impatient.open(path) as handle:
+                    return handle.read()
+            except MFSAbandonedFileError:  # another one has died before
+                with self.impatient.open(path, allow_abandoned=True) as handle:
+                    return Abandoned(handle.read())
+            except MFSLockTimeoutError as error:
+                if any(f"process {self.pid} " in holder for holder in error.holders):
+                    return Locked
+                if time.monotonic() > deadline:
+                    self.findings.append(f"{path} is refused: {error}")
+                    return Locked
 
     def _join(self) -> None:
         """Another process comes, looks and goes; it may be refused only if sections are held."""
