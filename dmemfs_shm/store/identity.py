@@ -202,12 +202,17 @@ class ByteLocks:
         If there still is none, the next one that is made closes it. The deque has room for a few without memory.
         """
         try:
-            if self._mark >= 0 and self.fd >= 0:
-                self.close()
-        except AttributeError:  # it was never opened
-            return
+            self._close_if_open()
         except BaseException:  # noqa: BLE001  (nobody could catch it)
             _dropped.append(self)
+
+    def _close_if_open(self) -> None:
+        try:
+            is_open = self._mark >= 0 and self.fd >= 0
+        except AttributeError:  # there was no memory even to begin with it
+            return
+        if is_open:
+            self.close()
 
 
 _dropped: deque[ByteLocks] = deque()
@@ -220,7 +225,7 @@ def _close_dropped() -> None:
         except IndexError:  # another thread was quicker
             return
         try:
-            locks.close()
+            locks._close_if_open()
         except BaseException:
             _dropped.append(locks)
             raise

@@ -101,6 +101,15 @@ def test_errors_count_as_alive() -> None:
         os.close(number)
 
 
+def test_dropped_before_it_began() -> None:
+    """Of one for which there was no memory even to begin with, nothing is left to close when the next one is made."""
+    with lock_store() as store:
+        identity._dropped.append(ByteLocks.__new__(ByteLocks))
+        locks = ByteLocks(names.index_name(store.name))
+        locks.close()
+        assert not identity._dropped
+
+
 def test_a_lost_descriptor_is_noticed() -> None:
     """Closed, or another file's by now: what was locked stays locked; nothing is locked or closed by that number any more."""
     with lock_store() as store, tempfile.TemporaryFile() as other:
