@@ -522,9 +522,14 @@ def test_a_bar_for_many_files(store: str, tmp_path: Path) -> None:
 
 
 def test_interrupted(store: str) -> None:
-    with subprocess.Popen(
-        command("put", store, "-", "/f"), stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY
-    ) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in its background without it
+    try:
+        process = subprocess.Popen(
+            command("put", store, "-", "/f"), stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stderr is not None
         deadline = time.monotonic() + DEADLINE_S
         fs = MemoryFileSystem.attach(store)
