@@ -1,13 +1,20 @@
 """A quota-bounded filesystem in POSIX shared memory, for many processes and threads, that survives the death of any.
 
-Reading order: `filesystem` (what a user calls), `handle` and `view` (what `open` and `view` return), `errors`; then the
-engine, `store`.
+Reading order: `filesystem` (what a user calls), `handle` and `view` (what `open` and `view` return), `text`, `archive`,
+`errors`; then the engine, `store`.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from .errors import *  # noqa: F403  (the names are listed in errors.__all__)
 from .errors import __all__ as _errors
 from .filesystem import LockInfo, MemoryFileSystem, MFSInfo, MFSStatResult, MFSStats, ParticipantInfo
 from .handle import MemoryFileHandle
+
+if TYPE_CHECKING:
+    from .text import MFSTextHandle
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: PLE0604  (strings all)
@@ -15,8 +22,24 @@ __all__ = [  # noqa: PLE0604  (strings all)
     "MFSInfo",
     "MFSStatResult",
     "MFSStats",
+    "MFSTextHandle",
     "MemoryFileHandle",
     "MemoryFileSystem",
     "ParticipantInfo",
     *_errors,
 ]
+
+#: Where the names are that few programs need: loaded at the first use, to keep the import short.
+_LAZY = {
+    "MFSTextHandle": "text",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+    return found
