@@ -14,10 +14,12 @@ from .filesystem import LockInfo, MemoryFileSystem, MFSInfo, MFSStatResult, MFSS
 from .handle import MemoryFileHandle
 
 if TYPE_CHECKING:
+    from .archive import ArchiveAdapter, TarAdapter, ZipAdapter, expand_archive, expand_archive_streaming
     from .text import MFSTextHandle
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: PLE0604  (strings all)
+    "ArchiveAdapter",
     "LockInfo",
     "MFSInfo",
     "MFSStatResult",
@@ -26,12 +28,21 @@ __all__ = [  # noqa: PLE0604  (strings all)
     "MemoryFileHandle",
     "MemoryFileSystem",
     "ParticipantInfo",
+    "TarAdapter",
+    "ZipAdapter",
     *_errors,
+    "expand_archive",
+    "expand_archive_streaming",
 ]
 
 #: Where the names are that few programs need: loaded at the first use, to keep the import short.
 _LAZY = {
+    "ArchiveAdapter": "archive",
     "MFSTextHandle": "text",
+    "TarAdapter": "archive",
+    "ZipAdapter": "archive",
+    "expand_archive": "archive",
+    "expand_archive_streaming": "archive",
 }
 
 
