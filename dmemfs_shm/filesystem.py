@@ -33,10 +33,11 @@ from .errors import (
     MFSAbandonedFileError,
     MFSClosedError,
     MFSCorruptStoreError,
+    MFSNodeLimitExceededError,
     MFSParameterError,
     MFSStoreGoneError,
 )
-from .guard import MemoryGuard, available_bytes
+from .guard import MemoryGuard
 from .handle import MemoryFileHandle, bytes_of
 from .paths import AnyPath, canonical, decode, parse
 from .store import attachment, names
@@ -78,6 +79,7 @@ from .store.layout import (
     WORD_MAX,
 )
 from .store.lazy import load
+from .store.memory import available_bytes
 from .store.namespace import Entry, Found, Path
 from .store.segment import Segment
 
@@ -179,8 +181,8 @@ class MemoryFileSystem:
         memory_guard_action: str = "warn",
         memory_guard_interval: float = 1.0,
     ) -> None:
-        guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
         parameters = _parameters(max_quota, chunk_overhead_override, promotion_hard_limit, max_nodes, default_storage)
+        guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
         timeout = _check_timeout(default_lock_timeout)
         guard.check_init(max_quota)
         attachment.prune_private()
@@ -215,8 +217,8 @@ class MemoryFileSystem:
         ResourceWarning if the quota exceeds what /dev/shm, the cgroup or RAM have now.
         """
         names.check_name(name)
-        guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
         parameters = _parameters(max_quota, chunk_overhead_override, promotion_hard_limit, max_nodes, default_storage)
+        guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
         parameters.backend = _backend(backend)
         parameters.slots = _count("max_participants", max_participants, 1, SLOTS_MAX)
         timeout = _check_timeout(default_lock_timeout)
@@ -252,12 +254,18 @@ class MemoryFileSystem:
     ) -> MemoryFileSystem:
         """Attach the store *name*. FileNotFoundError if there is none; MFSNotOwnerError, MFSVersionError, MFSLayoutError,
         MFSUnfinishedStoreError, MFSCorruptStoreError, MFSTooManyParticipantsError say why it can't be attached; OSError
-        that this process has no membarrier, as in `create`."""
+        that this process has no membarrier, as in `create`; MemoryError is the guard's."""
         names.check_name(name)
         guard = MemoryGuard(memory_guard, memory_guard_action, memory_guard_interval)
         timeout = _check_timeout(default_lock_timeout)
+        store = attachment.attach(name)
+        try:
+            guard.check_attached(store.quota_bytes - store.arenas.backed_bytes())
+        except BaseException:
+            attachment.release(store)
+            raise
         fs = cls.__new__(cls)
-        fs._bind(attachment.attach(name), timeout, guard)
+        fs._bind(store, timeout, guard)
         return fs
 
     @staticmethod
@@ -273,6 +281,7 @@ class MemoryFileSystem:
         self.uuid = store.uuid
         self._timeout = timeout
         self._guard = guard
+        self._write_guard = guard if guard.watches_writes else None
         self._handles: dict[int, weakref.ref[MemoryFileHandle]] = {}
         self._is_closed = False
         self._sequential = store.options.get("default_storage") == "sequential"
@@ -548,7 +557,7 @@ class MemoryFileSystem:
     def copy(self, src: AnyPath, dst: AnyPath) -> None:
         """Copy a file; *dst* must not stand. FileNotFoundError, FileExistsError, IsADirectoryError, MFSQuotaExceededError."""
         source, target = parse(src), parse(dst)
-        self._attached().names.copy(source, target, self._timeout)
+        self._attached().names.copy(source, target, self._guard.check_before_write, self._timeout)
 
     def copy_tree(self, src: AnyPath, dst: AnyPath) -> None:
         """Copy a directory with everything in it; *dst* must not stand, and appears when it is complete.
@@ -556,7 +565,7 @@ class MemoryFileSystem:
         FileNotFoundError, FileExistsError, NotADirectoryError, MFSQuotaExceededError.
         """
         source, target = parse(src), parse(dst)
-        self._attached().names.copy_tree(source, target, self._timeout)
+        self._attached().names.copy_tree(source, target, self._guard.check_before_write, self._timeout)
 
     # ---- looking
 
@@ -882,6 +891,8 @@ def _parameters(
         raise ValueError(
             f"Invalid default_storage value: {default_storage!r}. Expected 'auto', 'sequential', or 'random_access'."
         )
+    if isinstance(max_nodes, int) and max_nodes < 1:
+        raise MFSNodeLimitExceededError(0, max_nodes)  # the root is a directory, too
     if promotion_hard_limit is not None:
         _count("promotion_hard_limit", promotion_hard_limit, 0, 1 << 62)
     return Parameters(

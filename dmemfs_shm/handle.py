@@ -32,6 +32,7 @@ from .store.layout import (
     RUN_UNITS_SHIFT,
     STATE_READY,
     UNIT,
+    W_FILE_CHARGE,
     W_STATE,
     WORD,
     WORD_MAX,
@@ -56,6 +57,7 @@ class MemoryFileHandle(io.RawIOBase):
         "_closed",
         "_dirty",
         "_fs",
+        "_guard",
         "_held",
         "_mm",
         "_mode",
@@ -77,6 +79,7 @@ class MemoryFileHandle(io.RawIOBase):
     def __init__(self, fs: MemoryFileSystem, store: Attachment, node: int, held: list[Lease], path: str, mode: str) -> None:
         """Take over a lock record that is held, its lease in a list. Do not call: `MemoryFileSystem.open` does."""
         self._fs = fs
+        self._guard = fs._write_guard
         self._store = store
         self._w = store.w
         self._node = node
@@ -289,6 +292,8 @@ class MemoryFileHandle(io.RawIOBase):
             raise io.UnsupportedOperation(
                 "Random-access write on a sequential-only file: promotion is disabled (default_storage='sequential')."
             )
+        if self._guard is not None and end > size:
+            self._guard.check_before_write(end - size + (w[W_FILE_CHARGE] if pos == size else 0))
         if end > self._capacity or w[at + N_PIN] & LOW32:
             self._make_room(max(end, size), size)
         if not self._dirty:
@@ -311,11 +316,9 @@ class MemoryFileHandle(io.RawIOBase):
         """Blocks of our own for *size* bytes, the first *keep* of which stay."""
         store, timeout = self._store, self._fs._timeout
         store.work_off()  # a view that is gone may not have given its pin back yet
-        more = size - self._w[self._at + N_CAPACITY]
         self._forget()
         if self._w[self._at + N_PIN] & LOW32:
             store.names.unshare(self._node, keep, size, timeout)
-        self._fs._guard.check_before_write(more)
         store.names.grow(self._node, size, timeout)
         self._locate()
 
@@ -351,6 +354,8 @@ class MemoryFileHandle(io.RawIOBase):
         return target
 
     def _resize(self, target: int, before: int) -> None:
+        if target > before and self._guard is not None:
+            self._guard.check_before_write(target - before + self._w[W_FILE_CHARGE])
         pinned = self._w[self._at + N_PIN] & LOW32
         if target > before:
             if target > self._capacity or pinned:
@@ -386,6 +391,8 @@ class MemoryFileHandle(io.RawIOBase):
         """Make the file at least *size* bytes long, zero-filled, and charge it."""
         before = self._size
         if size > before:
+            if self._guard is not None:
+                self._guard.check_before_write(size - before + self._w[W_FILE_CHARGE])
             modified = self._w[self._at + N_MODIFIED]
             if size > self._capacity or self._w[self._at + N_PIN] & LOW32:
                 self._make_room(size, before)

@@ -14,7 +14,6 @@ slips through a race with others may end in the OOM killer.
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -41,6 +40,7 @@ from .layout import (
     arena_at,
     arena_pages,
 )
+from .memory import check_headroom
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -270,71 +270,3 @@ class Arenas:
                     self._located.clear()
                     mapped.close()
                     del self._mapped[number]
-
-
-def check_headroom(size: int) -> None:
-    """MFSNoSpaceError (ENOMEM) if RAM or the cgroup has no *size* bytes left."""
-    for what, available in (("RAM", available_ram()), ("this cgroup", available_cgroup())):
-        if available is not None and size > available:
-            raise MFSNoSpaceError(
-                f"{size} bytes of memory are wanted and {what} has {available} left: "
-                "end other programs, raise the limit, or use a smaller quota.",
-                size,
-                errno.ENOMEM,
-            )
-
-
-def available_ram() -> int | None:
-    """MemAvailable in bytes; None if it is not to be found out."""
-    try:
-        with open("/proc/meminfo", "rb") as info:
-            for line in info:
-                if line.startswith(b"MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
-def available_cgroup() -> int | None:
-    """Bytes to the memory limit of our cgroup (version 2 or 1), page cache counted as available; None without a limit."""
-    for folder, limit, used in (
-        (_cgroup_folder(), "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        try:
-            most = _number(f"{folder}/{limit}")
-            if most is None or most >= 1 << 60:
-                continue
-            return max(0, most - (_number(f"{folder}/{used}") or 0) + _reclaimable(folder))
-        except (OSError, ValueError):
-            continue
-    return None
-
-
-def _cgroup_folder() -> str:
-    try:
-        with open("/proc/self/cgroup", encoding="ascii") as groups:
-            for line in groups:
-                if line.startswith("0::"):
-                    folder = "/sys/fs/cgroup" + line[3:].strip()
-                    return folder if os.path.exists(folder + "/memory.max") else "/sys/fs/cgroup"
-    except OSError:
-        pass
-    return "/sys/fs/cgroup"
-
-
-def _number(path: str) -> int | None:
-    with open(path, encoding="ascii") as file:
-        text = file.read().strip()
-    return None if text == "max" else int(text)
-
-
-def _reclaimable(folder: str) -> int:
-    """Clean page cache of the group, which the kernel gives up before it kills anybody."""
-    try:
-        with open(f"{folder}/memory.stat", encoding="ascii") as stat:
-            fields = dict(line.split() for line in stat)
-        return int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
-    except (OSError, ValueError):
-        return 0

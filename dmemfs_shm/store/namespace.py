@@ -88,6 +88,7 @@ from .layout import (
     TRASH,
     TREE_SEQ,
     UNIT,
+    W_FILE_CHARGE,
     W_STATE,
     WORD,
     X_NEXT,
@@ -108,6 +109,7 @@ PATHS_CACHED_MOST = 16384
 _WRITES = HELD | REC_WRITER
 
 Fill = Callable[[Segment, int], None]
+Approve = Callable[[int], None]
 Found = tuple[int, int, int]
 
 
@@ -750,8 +752,11 @@ class Namespace:
             pass
         return list(seen.values())
 
-    def copy_tree(self, src: Path, dst: Path, timeout: float | None) -> None:
-        """A copy of a directory and everything below it, visible to others when it is complete."""
+    def copy_tree(self, src: Path, dst: Path, approve: Approve, timeout: float | None) -> None:
+        """A copy of a directory and everything below it, visible to others when it is complete.
+
+        ``approve(charge)`` may refuse it by an exception.
+        """
         intent = self._intent
         with self.store.intending:
             if self.w[intent] and _is_running(Namespace.copy_tree.__code__):
@@ -761,6 +766,7 @@ class Namespace:
                 source, top = self.store.transact(lambda section: self._begin_copy(section, src, dst, intent), timeout)
                 charge = self._tree_charge(source)
                 self.store.transact(lambda section: self.content.require_charge(section, charge), timeout)
+                approve(charge)
                 self._copy_children(source, top, timeout)
                 self.store.transact(lambda section: self._end_copy(section, dst, top, intent), timeout)
             except BaseException:
@@ -881,17 +887,19 @@ class Namespace:
             if held:
                 self.give_back_pin(held.pop())
 
-    def copy(self, src: Path, dst: Path, timeout: float | None) -> None:
-        """A copy of one file; nothing is left behind if it fails."""
+    def copy(self, src: Path, dst: Path, approve: Approve, timeout: float | None) -> None:
+        """A copy of one file; nothing is left behind if it fails. ``approve(size)`` may refuse it by an exception."""
 
         def check(section: Section) -> Found:
             node = self.file_at(src)
             if self.tree.walk(dst.parts):
                 raise FileExistsError(f"Destination already exists: '{dst.text}'")
             self.parent_of(dst)
+            self.tree.check_limit(section)
             return node, self.w[self.at(node) + N_GENERATION], self.w[NAMESPACE]
 
         def copied(size: int, fill: Fill) -> None:
+            approve(size and size + self.w[W_FILE_CHARGE])
             self.put(dst, size, fill, timeout, replace=False)
 
         while not self.reading(self.store.transact(check, timeout), src.text, timeout, copied):

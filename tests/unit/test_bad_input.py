@@ -168,7 +168,6 @@ def test_buffer_that_fails(fs: MemoryFileSystem) -> None:
     "options",
     [
         {"max_quota": -1},
-        {"max_nodes": -1},
         {"chunk_overhead_override": -1},
         {"promotion_hard_limit": -1},
         {"default_storage": "other"},
