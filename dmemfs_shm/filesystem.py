@@ -506,6 +506,43 @@ class MemoryFileSystem:
         segment, offset = store.arenas.locate(run)
         return load("dmemfs_shm.view").make_view(segment, offset, size, pin)
 
+    # ---- exporting
+
+    def export_as_bytesio(self, path: AnyPath, max_size: int | None = None, *, allow_abandoned: bool = False) -> io.BytesIO:
+        """A copy of a file's content, at position 0. It is the process's own memory, which no quota counts.
+
+        max_size: bytes; ValueError if the file has more, before any is copied. Other exceptions as for `open` in "rb".
+        """
+        with self.open(path, allow_abandoned=allow_abandoned) as handle:
+            size = handle._size
+            if max_size is not None and size > max_size:
+                raise ValueError(f"File size {size} exceeds max_size={max_size}.")
+            return io.BytesIO(handle.read())
+
+    def export_tree(
+        self, prefix: AnyPath = "/", only_dirty: bool = False, *, allow_abandoned: bool = False
+    ) -> dict[str, bytes]:
+        """The content of all files below *prefix* at once, by absolute path; see `iter_export_tree`."""
+        return dict(self.iter_export_tree(prefix, only_dirty, allow_abandoned=allow_abandoned))
+
+    def iter_export_tree(
+        self, prefix: AnyPath = "/", only_dirty: bool = False, *, allow_abandoned: bool = False
+    ) -> Iterator[tuple[str, bytes]]:
+        """(absolute path, content) of all files below a directory, or of the file *prefix*; of none if it does not stand.
+
+        The paths are those of the moment of the first step. Each file is read when its turn comes, whole and under its
+        shared lock; those removed until then are left out. only_dirty: only files that were changed since they were made
+        or imported (`stat`: generation above 0).
+
+        ValueError for an escape above the root, at the call. While iterating: MFSLockTimeoutError,
+        MFSDeadlockError, and MFSAbandonedFileError unless *allow_abandoned*.
+        """
+        from .export import exported
+
+        parsed = parse(prefix)
+        self._attached()
+        return exported(self, parsed, only_dirty=only_dirty, allow_abandoned=allow_abandoned)
+
     # ---- names
 
     def mkdir(self, path: AnyPath, exist_ok: bool = False) -> None:

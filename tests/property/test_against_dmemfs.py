@@ -396,6 +396,24 @@ class SideBySide(RuleBasedStateMachine):
             return
         self.both(lambda fs: walked(fs.walk(path)))
 
+    @rule(path=PATHS, only_dirty=st.booleans())
+    def export(self, path: str, only_dirty: bool) -> None:
+        """export_tree of anything, and export_as_bytesio."""
+        plain = resolved(path)
+        two = path.replace("\\", "/").startswith("//") and not path.replace("\\", "/").startswith("///")
+        theirs = plain if two and plain is not None else path
+        if two:
+            excluded("two slashes")
+        below = (plain or "").rstrip("/") + "/"
+        if any(pair.open and pair.mode != "rb" and (pair.path == plain or pair.path.startswith(below)) for pair in self.pairs):
+            excluded("copy waits")
+            if not only_dirty:
+                assert outcome(lambda: self.ours.export_tree(path)) == Raised(BlockingIOError)
+            return
+        expected = outcome(lambda: self.theirs.export_tree(theirs, only_dirty))
+        assert outcome(lambda: self.ours.export_tree(path, only_dirty)) == expected
+        self.both(lambda fs: fs.export_as_bytesio(path).getvalue())
+
     @rule(pattern=PATTERNS)
     def glob(self, pattern: str) -> None:
         """glob; ours sorted, and each path once."""
