@@ -2,8 +2,9 @@
 
 Guarantees. Readers share, a writer excludes everybody. A lock is held at once only if nobody waits; otherwise the
 request queues, and grants leave the queue in the order of arrival. The death of a holder frees what it held, the death
-of a waiter is skipped; either is noticed within a slice (50 ms) by anybody who waits there. A lock is never lost and
-never held twice, whoever is killed, interrupted or timed out wherever.
+of a waiter is skipped; either is noticed within a slice by anybody who waits there: 50 ms, or 500 for those of a process
+who found no parking semaphore any more. A lock is never lost and never held twice, whoever is killed, interrupted or
+timed out wherever.
 
 Words. `record` (one a request, in the slot of its process, which alone makes it non-free) is the truth:
 
@@ -13,8 +14,8 @@ Words. `record` (one a request, in the slot of its process, which alone makes it
     GRANTED -> HELD           owner, when it looks
 
 The node's `lock` word is a cache of the records of that node (how many hold it, head and tail of the queue), but for its
-ABANDONED bit. Both are read and stored only inside the node's mutex, each transition one transaction. Nothing is polled
-outside; the token of a parking semaphore only says "go and look".
+ABANDONED bit. Both are read and stored only inside the node's mutex, each transition one transaction. Outside, nothing
+is believed: the token of a parking semaphore, or the record itself for a waiter without one, only says "go and look".
 
 A record's DIRTY bit says that its holder, a writer, changes content: with the lock for wb and xb, by a plain store of
 the holder before the first change for r+b and ab. Reaping a dirty record marks the file abandoned.
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from .attachment import Attachment
 
 GRANTS_A_TRANSACTION = 60
+DOZE_S = 0.5
 PARKS_AT_MOST = PARKS - 1
 _NEXT = REC_NEXT_MASK << REC_NEXT_SHIFT
 _QUEUE = ~(LOCK_READERS | LOCK_WRITER | LOCK_ABANDONED) & ((1 << 64) - 1)
@@ -671,9 +673,22 @@ class _Request:
         if rest <= 0:
             return False
         if semaphore is None:
-            time.sleep(min(rest, 0.005))
-            return False
+            return self._doze()
         return sleep_on(semaphore, rest)
+
+    def _doze(self) -> bool:
+        """As `_sleep`, for one of the many who have no semaphore: look at the record, ever more rarely, and at the dead only
+        after a long slice. (A section for each look would keep a core busy with 200 of them.) What is seen here is a hint."""
+        rest = self._rest()
+        deadline = time.monotonic() + (DOZE_S if rest is None else min(DOZE_S, rest))
+        pause = 0.005
+        while self.w[self.record] & REC_STATE == QUEUED and self.w[W_STATE] == STATE_READY:
+            rest = deadline - time.monotonic()
+            if rest <= 0:
+                return False
+            time.sleep(min(rest, pause))
+            pause = min(2 * pause, SLICE_S)
+        return True
 
     def _give_up(self) -> None:
         """An exception ended the wait: take the request back, granted or not. If even that fails, it stands until the

@@ -578,6 +578,28 @@ def test_who_has_no_parking_semaphore_looks_who_is_dead(store: Attachment) -> No
     unlock(store, lock(store, NODE, WRITE, None))
 
 
+def test_who_has_no_parking_semaphore_enters_no_section_for_nothing(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """He looks at his record, and goes in when it was granted: there may be hundreds of him."""
+    parks = [store.rw._lease_park() for _ in range(rwlock.PARKS_AT_MOST)]
+    assert None not in parks
+    sections = []
+    real = rwlock._Request._section
+
+    def section(self: Any, *args: Any) -> bool:
+        sections.append(self)
+        return real(self, *args)
+
+    monkeypatch.setattr(rwlock, "DOZE_S", DEADLINE_S)
+    monkeypatch.setattr(rwlock._Request, "_section", section)
+    held = lock(store, NODE, WRITE)
+    waiter = Task(lock, store, NODE, READ)
+    until(lambda: queued(store, NODE) == 1, "he waits")
+    time.sleep(0.1)  # a few looks; they need not have come for what is said below
+    unlock(store, held)
+    unlock(store, waiter.result())
+    assert len(sections) == 2, "to queue, and to take what was granted"
+
+
 def test_a_try_looks_who_is_dead(store: Attachment) -> None:
     """A node is not refused because of one who holds it no more."""
     slot = killed_inside(store)
