@@ -134,11 +134,12 @@ class Arenas:
 
     def grow(self, pages: int, timeout: float | None) -> None:
         """Put memory behind so many pages in one piece, at the end of an arena. MFSNoSpaceError. Outside any section."""
-        for number in range(self.w[ARENAS]):
+        seen = self.w[ARENAS]
+        for number in range(seen):
             at = arena_at(number)
             if self.w[at + A_PAGES] - self.w[at + A_BREAK] >= pages and self._back(number, pages, timeout):
                 return
-        self._add_arena(pages, timeout)
+        self._add_arena(pages, seen, timeout)
 
     def _back(self, number: int, pages: int, timeout: float | None) -> bool:
         """See that *pages* after the break have memory: a generous step, or just the need if there is not so much."""
@@ -198,12 +199,18 @@ class Arenas:
             segment.unlink(names.arena(self.store.uuid, number, life))
         return same
 
-    def _add_arena(self, pages: int, timeout: float | None) -> None:
-        """One arena more in the table, large enough; its segment comes with its first memory."""
+    def _add_arena(self, pages: int, seen: int, timeout: float | None) -> None:
+        """One arena more in the table, large enough; its segment comes with its first memory.
+
+        None if there are others than the *seen* ones by now: many who need the first memory at once need one arena.
+        """
         mutex, thread = self.store.mutexes[0], self.store.threads.enter()
         try:
             mutex.acquire(thread, timeout)
             number = self.w[ARENAS]
+            if number != seen:
+                mutex.release(thread)
+                return
             base = 0
             if number:
                 last = arena_at(number - 1)

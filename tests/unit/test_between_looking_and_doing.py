@@ -13,7 +13,7 @@ import pytest
 
 from dmemfs_shm import MemoryFileSystem, MFSNodeLimitExceededError
 from dmemfs_shm.store import segment
-from dmemfs_shm.store.layout import A_BACKED, N_PARENT, N_SEQ, arena_at, journal_at
+from dmemfs_shm.store.layout import A_BACKED, ARENAS, N_PARENT, N_SEQ, arena_at, journal_at
 from dmemfs_shm.store.tree import Unsettled
 
 from ..conftest import Stores
@@ -252,3 +252,24 @@ def test_copying_a_tree_misses_no_file(other: MemoryFileSystem, happens: Callabl
     other.copy_tree("/from", "/to")
     assert other.listdir("/to") == ["f"]
     assert other.read_bytes("/to/f") == other.read_bytes("/from/f")
+
+
+def test_many_who_need_the_first_memory(fs: MemoryFileSystem) -> None:
+    """They share an arena: one each would soon be more than the index has room for."""
+    arenas: Any = fs._store.arenas
+    real = arenas._add_arena
+    late = iter(range(20))
+
+    def add_arena(*args: Any) -> None:
+        """Between looking and adding another one comes, and between his looking and adding a third one, and so on."""
+        if (number := next(late, None)) is not None:
+            fs.write_bytes(f"/{number}", b"x")
+        real(*args)
+
+    arenas._add_arena = add_arena
+    try:
+        fs.write_bytes("/f", b"x")
+    finally:
+        arenas._add_arena = real
+    assert len(fs.listdir("/")) == 21
+    assert fs._store.w[ARENAS] == 1
