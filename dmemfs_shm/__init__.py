@@ -1,7 +1,7 @@
 """A quota-bounded filesystem in POSIX shared memory, for many processes and threads, that survives the death of any.
 
 Reading order: `filesystem` (what a user calls), `handle` and `view` (what `open` and `view` return), `text`, `archive`,
-`errors`; then the engine, `store`.
+`aio` (the same for asyncio), `errors`; then the engine, `store`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from .filesystem import LockInfo, MemoryFileSystem, MFSInfo, MFSStatResult, MFSS
 from .handle import MemoryFileHandle
 
 if TYPE_CHECKING:
+    from .aio import AsyncMemoryFileHandle, AsyncMemoryFileSystem
     from .archive import ArchiveAdapter, TarAdapter, ZipAdapter, expand_archive, expand_archive_streaming
     from .text import MFSTextHandle
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: PLE0604  (strings all)
     "ArchiveAdapter",
+    "AsyncMemoryFileHandle",
+    "AsyncMemoryFileSystem",
     "LockInfo",
     "MFSInfo",
     "MFSStatResult",
@@ -38,6 +41,8 @@ __all__ = [  # noqa: PLE0604  (strings all)
 #: Where the names are that few programs need: loaded at the first use, to keep the import short.
 _LAZY = {
     "ArchiveAdapter": "archive",
+    "AsyncMemoryFileHandle": "aio",
+    "AsyncMemoryFileSystem": "aio",
     "MFSTextHandle": "text",
     "TarAdapter": "archive",
     "ZipAdapter": "archive",
@@ -50,7 +55,7 @@ def __getattr__(name: str) -> Any:
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    from .store.lazy import load
 
-    found = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+    found = globals()[name] = getattr(load(f"{__name__}.{module}"), name)
     return found

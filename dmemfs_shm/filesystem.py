@@ -315,6 +315,13 @@ class MemoryFileSystem:
                 _close_at_exit()
             return self._store
 
+    def _impatient(self) -> MemoryFileSystem:
+        """This object, for one call that is to be refused with MFSLockTimeoutError where it would have to wait for a file."""
+        self._attached()
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, _timeout=0.0)
+        return twin
+
     def close(self) -> None:
         """Detach this object: its open handles are closed with a ResourceWarning, its views live on. Idempotent.
 

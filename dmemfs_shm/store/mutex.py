@@ -62,7 +62,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import posix_ipc
@@ -109,20 +109,30 @@ os.register_at_fork(after_in_child=_new_fence)
 _serials = itertools.count(1)
 
 
+def new_word() -> int:
+    """A word for lock records that stands for one caller, for ever: a serial, and the kernel's id of the calling thread."""
+    return (next(_serials) & 0xFFFFFFFF) << 32 | threading.get_native_id()
+
+
+class CalledOffError(Exception):
+    """Nobody wants any more what the calling thread waits for: see `Threads.on_behalf`."""
+
+
 class Thread:
     """What we know of a thread: a number that is never used again in this process, and whether it is in a section.
 
-    ``word`` is the serial and the kernel's thread id in one word, for lock records. ``gone``: it left a section without
-    leaving its mutexes, and goes by another `Thread` since; the same *word* is given to that.
+    ``word`` says in lock records who asks. ``gone``: it left a section without leaving its mutexes, and goes by another
+    `Thread` since; the same *word* is given to that. ``is_called_off`` ends its waits for files when it says so.
     """
 
-    __slots__ = ("gone", "ident", "inside", "word")
+    __slots__ = ("gone", "ident", "inside", "is_called_off", "word")
 
     def __init__(self, word: int = 0) -> None:
         self.ident = threading.get_ident()
-        self.word = word or (next(_serials) & 0xFFFFFFFF) << 32 | threading.get_native_id()
+        self.word = word or new_word()
         self.inside = False
         self.gone = False
+        self.is_called_off: Callable[[], bool] | None = None
 
 
 class Threads(threading.local):
@@ -130,6 +140,26 @@ class Threads(threading.local):
 
     def __init__(self) -> None:
         self.thread = Thread()
+
+    @contextlib.contextmanager
+    def on_behalf(self, word: int, is_called_off: Callable[[], bool]) -> Iterator[None]:
+        """The calling thread asks for files on behalf of whom *word* stands for.
+
+        What that one holds he is given shared again, and told of if he would wait for it, whichever thread asked for it.
+        A wait in the block ends with CalledOffError within a slice when is_called_off(), which any thread may decide.
+        """
+        own = self.thread.word
+        self.thread.word, self.thread.is_called_off = word, is_called_off
+        try:
+            yield
+        finally:
+            self.thread.word, self.thread.is_called_off = own, None
+
+    def check_wanted(self) -> None:
+        """At each slice of a wait that may be long: CalledOffError if it is for nothing."""
+        is_called_off = self.thread.is_called_off
+        if is_called_off is not None and is_called_off():
+            raise CalledOffError
 
     def enter(self) -> Thread:
         """The calling thread, which is about to enter a section; MFSReentrantCallError if it is in one already.

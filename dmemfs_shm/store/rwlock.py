@@ -4,7 +4,7 @@ Guarantees. Readers share, a writer excludes everybody. A lock is held at once o
 request queues, and grants leave the queue in the order of arrival. The death of a holder frees what it held, the death
 of a waiter is skipped; either is noticed within a slice by anybody who waits there: 50 ms, or 500 for those of a process
 who found no parking semaphore any more. A lock is never lost and never held twice, whoever is killed, interrupted or
-timed out wherever.
+timed out wherever. Who asks is a thread, or whoever a thread asks on behalf of (`Threads.on_behalf`).
 
 Words. `record` (one a request, in the slot of its process, which alone makes it non-free) is the truth:
 
@@ -650,6 +650,7 @@ class _Request:
         if not self._section(lambda granted: self._enqueue(park, granted), self._rest()):
             return False
         while self.w[record] & REC_STATE != HELD:
+            self.locks.threads.check_wanted()
             token = self._sleep(semaphore)
             late = self.deadline is not None and time.monotonic() >= self.deadline
             if late or not token:
@@ -686,6 +687,7 @@ class _Request:
             rest = deadline - time.monotonic()
             if rest <= 0:
                 return False
+            self.locks.threads.check_wanted()
             time.sleep(min(rest, pause))
             pause = min(2 * pause, SLICE_S)
         return True

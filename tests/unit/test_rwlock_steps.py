@@ -17,6 +17,7 @@ import pytest
 
 from dmemfs_shm.errors import (
     MFSCorruptStoreError,
+    MFSDeadlockError,
     MFSLockTimeoutError,
     MFSReentrantCallError,
     MFSStoreGoneError,
@@ -598,6 +599,52 @@ def test_who_has_no_parking_semaphore_enters_no_section_for_nothing(store: Attac
     unlock(store, held)
     unlock(store, waiter.result())
     assert len(sections) == 2, "to queue, and to take what was granted"
+
+
+@pytest.mark.parametrize("parks", [0, 1])
+def test_called_off(store: Attachment, monkeypatch: pytest.MonkeyPatch, parks: int) -> None:
+    """Nobody wants it any more: the wait ends, with nothing left of the request, and the thread is its own again."""
+    monkeypatch.setattr(rwlock, "PARKS_AT_MOST", parks)
+    monkeypatch.setattr(rwlock, "DOZE_S", DEADLINE_S)
+    over = threading.Event()
+
+    def wait() -> None:
+        own = store.threads.thread.word
+        with store.threads.on_behalf(mutex.new_word(), over.is_set):
+            assert store.threads.thread.word != own
+            with pytest.raises(mutex.CalledOffError):
+                lock(store, NODE, READ)
+        assert store.threads.thread.word == own and store.threads.thread.is_called_off is None
+        store.threads.check_wanted()
+
+    held = lock(store, NODE, WRITE)
+    waiter = Task(wait)
+    until(lambda: queued(store, NODE) == 1, "it waits")
+    over.set()
+    waiter.result()
+    assert queued(store, NODE) == 0 and lock_findings(store, all_free=False) == []
+    unlock(store, held)
+
+
+def test_on_behalf(store: Attachment) -> None:
+    """What two threads hold for the same one, either shares again, or is told of."""
+    word = mutex.new_word()
+
+    def on_behalf(kind: int) -> int:
+        with store.threads.on_behalf(word, lambda: False):
+            return lock(store, NODE, kind, None)
+
+    first = in_thread(on_behalf, READ)
+    writer = Task(lock, store, NODE, WRITE)
+    until(lambda: queued(store, NODE) == 1, "a writer waits")
+    second = in_thread(on_behalf, READ)
+    with pytest.raises(MFSDeadlockError):
+        in_thread(on_behalf, WRITE)
+    with pytest.raises(MFSLockTimeoutError):
+        lock(store, NODE, READ, 0.0)
+    unlock(store, first)
+    unlock(store, second)
+    unlock(store, writer.result())
 
 
 def test_a_try_looks_who_is_dead(store: Attachment) -> None:
