@@ -396,16 +396,25 @@ def test_cancelled_write(make: Callable[..., AsyncMemoryFileSystem], monkeypatch
     run(main())
 
 
-def test_cancelled_close(make: Callable[..., AsyncMemoryFileSystem]) -> None:
-    """A block that is cancelled where it ends closes its file all the same."""
+def test_cancelled_close(make: Callable[..., AsyncMemoryFileSystem], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that is cancelled where it ends closes its file all the same, even if no thread has begun to."""
+    monkeypatch.setattr(aio, "THREADS", 1)
 
     async def main() -> None:
         async with make() as fs:
             file = await fs.open("/f", "wb")
-            closing = asyncio.create_task(file.close())
-            await asyncio.sleep(0)
-            closing.cancel()
-            await asyncio.wait([closing])
+            with monkeypatch.context() as patch:
+                has, may = holding_back(patch, MemoryFileSystem, "stats")
+                busy = asyncio.create_task(fs.stats())
+                await until(has.is_set, "the thread is busy")
+                closing = asyncio.create_task(file.close())
+                await asyncio.sleep(0)
+                closing.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await closing
+                assert not file.closed
+                may.set()
+                await busy
             await until(lambda: fs.sync.locks() == [], "it is closed")
 
     run(main())
