@@ -325,11 +325,15 @@ class MemoryFileSystem:
     def close(self) -> None:
         """Detach this object: its open handles are closed with a ResourceWarning, its views live on. Idempotent.
 
-        Later calls raise MFSClosedError. Other objects of the process, and other processes, go on.
+        Later calls raise MFSClosedError. Other objects of the process, and other processes, go on. BufferError, and nothing
+        is closed, while something that a handle's `getbuffer` gave lives.
         """
         with self._lock:
             if self._is_closed:
                 return
+            if self._store is not None and self._store.state == STATE_READY:
+                for handle in self._open_handles():
+                    handle.check_lent()
             self._is_closed = True
             store, self._store = self._store, None
         try:
@@ -342,10 +346,9 @@ class MemoryFileSystem:
     def _leave(self, store: Attachment) -> None:
         try:
             if store.state == STATE_READY:
-                for handle in [reference() for reference in list(self._handles.values())]:
-                    if handle is not None:
-                        warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=3)
-                        handle.close()
+                for handle in self._open_handles():
+                    warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=3)
+                    handle.close()
                 store.work_off()
         except MFSStoreGoneError:
             if store.state == STATE_READY:  # else it was destroyed just now, and nothing is left to give back
@@ -353,6 +356,9 @@ class MemoryFileSystem:
         finally:
             self._finalizer.detach()
             attachment.release(store)
+
+    def _open_handles(self) -> list[MemoryFileHandle]:
+        return [handle for reference in list(self._handles.values()) if (handle := reference()) is not None]
 
     def __reduce__(self) -> Any:
         """Pickled as name, uuid and this object's own defaults: unpickling attaches the same store, never its successor."""
@@ -509,9 +515,9 @@ class MemoryFileSystem:
         pin, run, size = pinned
         if not run:
             store.content.leases.free.append(pin)
-            return load("dmemfs_shm.view").make_view(None, 0, 0, pin)
+            return load("dmemfs_shm.view").View(memoryview(b""))
         segment, offset = store.arenas.locate(run)
-        return load("dmemfs_shm.view").make_view(segment, offset, size, pin)
+        return load("dmemfs_shm.view").make_view(segment, offset, size, store.content.leases, pin)
 
     # ---- exporting
 
@@ -1019,6 +1025,8 @@ def close_all() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for fs in list(_filesystems):
+            for handle in fs._open_handles():
+                handle.abandon_lent()
             with contextlib.suppress(Exception):
                 fs.close()
     attachment.leave_all()

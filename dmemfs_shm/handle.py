@@ -14,6 +14,7 @@ import io
 import operator
 import time
 import warnings
+import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .store.lease import Lease
 
 _NOT_READABLE = frozenset(("wb", "ab", "xb"))
+_NOTHING_LENT: list[weakref.ref[memoryview]] = []
 
 
 class MemoryFileHandle(io.RawIOBase):
@@ -59,6 +61,7 @@ class MemoryFileHandle(io.RawIOBase):
         "_fs",
         "_guard",
         "_held",
+        "_lent",
         "_mm",
         "_mode",
         "_node",
@@ -75,6 +78,7 @@ class MemoryFileHandle(io.RawIOBase):
     )
 
     _pieces: list[Piece] | None
+    _lent: list[weakref.ref[memoryview]]
 
     def __init__(self, fs: MemoryFileSystem, store: Attachment, node: int, held: list[Lease], path: str, mode: str) -> None:
         """Take over a lock record that is held, its lease in a list. Do not call: `MemoryFileSystem.open` does."""
@@ -89,6 +93,7 @@ class MemoryFileHandle(io.RawIOBase):
         self._path = path
         self._mode = mode
         self._pos = 0
+        self._lent = _NOTHING_LENT  # until something is lent
         self._closed = True  # until all of this has worked: the record is still the caller's
         self._writable = mode != "rb"
         self._readable = mode not in _NOT_READABLE
@@ -314,6 +319,7 @@ class MemoryFileHandle(io.RawIOBase):
 
     def _make_room(self, size: int, keep: int) -> None:
         """Blocks of our own for *size* bytes, the first *keep* of which stay."""
+        self.check_lent()
         store, timeout = self._store, self._fs._timeout
         store.work_off()  # a view that is gone may not have given its pin back yet
         self._forget()
@@ -354,6 +360,7 @@ class MemoryFileHandle(io.RawIOBase):
         return target
 
     def _resize(self, target: int, before: int) -> None:
+        self.check_lent()
         if target > before and self._guard is not None:
             self._guard.check_before_write(target - before + self._w[W_FILE_CHARGE])
         pinned = self._w[self._at + N_PIN] & LOW32
@@ -382,10 +389,8 @@ class MemoryFileHandle(io.RawIOBase):
         if not self._dirty:
             self._mark_dirty()
         store_bytes()
-        w, at = self._w, self._at
-        w[at + N_SIZE] = self._size = size
-        w[at + N_CONTENT] = w[at + N_CONTENT] + 1 & WORD_MAX
-        w[at + N_MODIFIED] = time.time_ns()
+        self._w[self._at + N_SIZE] = self._size = size
+        self._stamp()
 
     def _preallocate(self, size: int) -> None:
         """Make the file at least *size* bytes long, zero-filled, and charge it."""
@@ -398,6 +403,64 @@ class MemoryFileHandle(io.RawIOBase):
                 self._make_room(size, before)
             self._change(size, lambda: self._fill_zeros(before, size))
             self._w[self._at + N_MODIFIED] = modified
+
+    # ---- lending
+
+    def getbuffer(self, offset: int = 0, size: int | None = None) -> memoryview:
+        """A writable memoryview of bytes offset..offset+size of the file (to its end by default), in the store's memory.
+
+        To be filled in place (``recv_into``, ``numpy.frombuffer``) after `preallocate=` or `truncate` made room. What is stored
+        there is part of a file that is being written: nobody reads it before the close, and a death leaves it abandoned.
+
+        While it lives, or anything derived from it, BufferError is raised by `close`, `truncate`, and writes that need more
+        room; a handle that is dropped stays open until then. In a forked child it must not be written to.
+
+        ValueError for a range beyond the end; io.UnsupportedOperation in "rb" and "ab" and in sequential stores;
+        MFSViewError if the file is in pieces and there is no run that it fits into; MFSQuotaExceededError if views look at
+        the file and there is no room for a copy.
+        """
+        self._check_writable()
+        if self._mode == "ab" or self._fs._sequential:
+            raise io.UnsupportedOperation("filling in place is random access: not in 'ab', nor in a sequential-only store")
+        offset = operator.index(offset)
+        end = self._size if size is None else offset + operator.index(size)
+        if not 0 <= offset <= end <= self._size:
+            raise ValueError(f"bytes {offset} to {end} are not all in the file, which has {self._size}")
+        if offset == end:
+            return memoryview(bytearray())
+        from .view import lend
+
+        self._unite()
+        if not self._dirty:
+            self._mark_dirty()
+        segment, base = self._store.arenas.locate(self._w[self._at + N_RUN])
+        buffer, alive = lend(self, segment, base + offset, end - offset)
+        self._lent = [*(each for each in self._lent if each() is not None), alive]
+        self._stamp()
+        return buffer
+
+    def _unite(self) -> None:
+        """Have the bytes in one run that no view looks at."""
+        if self._w[self._at + N_PIN] & LOW32:
+            self._make_room(self._size, self._size)
+        if self._base < 0 and self._pieces is None:
+            self._locate()
+        if self._base < 0:
+            self.check_lent()
+            self._forget()
+            self._store.names.unite(self._node, self._size, self._fs._timeout)
+            self._locate()
+
+    def check_lent(self) -> None:
+        """BufferError if bytes that `getbuffer` gave may still be written."""
+        if self._lent and any(each() is not None for each in self._lent):
+            raise BufferError("Existing exports of data: the file can be neither closed nor re-sized")
+
+    def _stamp(self) -> None:
+        """The content has changed."""
+        w, at = self._w, self._at
+        w[at + N_CONTENT] = w[at + N_CONTENT] + 1 & WORD_MAX
+        w[at + N_MODIFIED] = time.time_ns()
 
     # ---- position
 
@@ -434,7 +497,12 @@ class MemoryFileHandle(io.RawIOBase):
             self._check()
 
     def close(self) -> None:
-        """Give back the lock, and the blocks that the file does not need. Idempotent."""
+        """Give back the lock, and the blocks that the file does not need. Idempotent.
+
+        BufferError while something that `getbuffer` gave lives.
+        """
+        if self._lent:
+            self._check_paid_back()
         self._closed = True
         try:
             store = self._store
@@ -451,6 +519,19 @@ class MemoryFileHandle(io.RawIOBase):
             if isinstance(error, MFSStoreGoneError) and store.state != STATE_READY:
                 return  # it was destroyed just now, and nothing is left to give back
             raise
+
+    def _check_paid_back(self) -> None:
+        """Before a close: nobody writes any more what was lent, and it was written until now."""
+        store = self._store
+        if self._closed or store.forked or store.is_left or self._w[W_STATE] != STATE_READY:
+            return
+        self.check_lent()
+        self._lent = _NOTHING_LENT
+        self._w[self._at + N_MODIFIED] = time.time_ns()
+
+    def abandon_lent(self) -> None:
+        """The process ends: what was lent is not written any more."""
+        self._lent = _NOTHING_LENT
 
     def _close_again(self) -> None:
         """An exception ended close(): do at once what it has not done, since others may be waiting for the file."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 class Lease:
@@ -27,8 +28,8 @@ class Lease:
         self.is_lost = False
 
 
-class Note(weakref.ref[Lease]):
-    """What is left of a lease."""
+class Note(weakref.ref[Any]):
+    """What is left of a lease, or of what a word follows."""
 
     __slots__ = ("word",)
 
@@ -56,9 +57,16 @@ class Leases:
         return lease
 
     def _note(self, lease: Lease) -> Note:
-        note = Note(lease, self.lost.append)  # it is called with the note itself
-        note.word = lease.word
+        return self._note_of(lease.word, lease)
+
+    def _note_of(self, word: int, thing: Any) -> Note:
+        note = Note(thing, self.lost.append)  # it is called with the note itself
+        note.word = word
         return note
+
+    def follow(self, lease: Lease, thing: Any) -> None:
+        """From here on the word is lost with *thing*, anything that weak references can be made to, and not with its lease."""
+        self._known[lease.word] = self._note_of(lease.word, thing)
 
     def words(self) -> list[int]:
         """Every word that was ever leased."""
@@ -93,7 +101,7 @@ class Leases:
         """New leases of the word that the note is about, or of all that were lost; each for one caller only."""
         for lost in [note] if note is not None else list(self._known.values()):
             old = lost()
-            if old is None or old.is_lost:
+            if old is None or (isinstance(old, Lease) and old.is_lost):
                 new = self._note(lease := Lease(lost.word))
                 # Neither a signal nor another thread comes between comparing and storing: there is no call.
                 if self._known[lost.word] is lost:

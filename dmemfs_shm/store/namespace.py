@@ -1042,14 +1042,15 @@ class Namespace:
             if w[at + N_RUNS] >> 32:
                 if not pieces:
                     return None  # it came in pieces since: once more, with the exclusive lock
-                self._move_into_one_run(node, size, timeout)
+                self.unite(node, size, timeout)
             word = pin.word
             self.store.transact(lambda section: self.content.pin(section, node, word), timeout)
             return pin, w[at + N_RUN], size
         finally:
             rw.give_back(held.pop())
 
-    def _move_into_one_run(self, node: int, size: int, timeout: float | None) -> None:
+    def unite(self, node: int, size: int, timeout: float | None) -> None:
+        """Have a file that nobody pins in one run. REQUIRES its exclusive lock. MFSViewError."""
         at = self.at(node)
         held = [self.content.lease_pin()]
         pin = held[0].word

@@ -36,7 +36,7 @@ _adrift: list[mmap.mmap] = []  # mappings that must not be closed any more: see 
 class Segment:
     """One segment, mapped. ``mm`` is the mapping, ``view`` its bytes, ``fd`` a descriptor for `back`."""
 
-    __slots__ = ("_is_adrift", "_mark", "fd", "mm", "name", "size_bytes", "view")
+    __slots__ = ("_is_adrift", "_mark", "_readonly", "fd", "mm", "name", "size_bytes", "view")
 
     def __init__(self, name: str, fd: int, size_bytes: int, *, writable: bool = True) -> None:
         """Map *size_bytes* of an open segment; takes over *fd*, which is closed again if mapping fails."""
@@ -45,19 +45,32 @@ class Segment:
         self.size_bytes = size_bytes
         prot = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
         with closed_on_failure(fd):
-            try:
-                self.mm = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, prot)
-            except OSError as error:
-                if error.errno != errno.ENOMEM:
-                    raise
-                raise MFSNoSpaceError(
-                    f"Cannot map {size_bytes} bytes of address space for {name}; raise the limit (ulimit -v).",
-                    size_bytes,
-                    errno.ENOMEM,
-                ) from None
+            self.mm = self._map(prot)
             self.view = memoryview(self.mm)
             self._mark = mark(fd)
+        self._readonly: mmap.mmap | None = None
         self._is_adrift = False
+
+    def _map(self, prot: int) -> mmap.mmap:
+        try:
+            return mmap.mmap(self.fd, self.size_bytes, mmap.MAP_SHARED, prot)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MFSNoSpaceError(
+                f"Cannot map {self.size_bytes} bytes of address space for {self.name}; raise the limit (ulimit -v).",
+                self.size_bytes,
+                errno.ENOMEM,
+            ) from None
+
+    def readonly(self) -> mmap.mmap:
+        """The segment mapped once more, from the first call on: nobody can write through this one. MFSNoSpaceError."""
+        mapping = self._readonly
+        if mapping is None:
+            if not is_marked(self.fd, self._mark):
+                self._open_again()
+            self._readonly = mapping = self._map(mmap.PROT_READ)
+        return mapping
 
     def back(self, offset: int, size: int) -> None:
         """See that bytes offset..offset+size have memory. Raises MFSNoSpaceError, and then nothing has changed."""
@@ -85,12 +98,13 @@ class Segment:
             close_fd(self.fd)
         else:
             self._is_adrift = True
+        mappings = [self.mm] if self._readonly is None else [self.mm, self._readonly]
         if self._is_adrift:
-            _adrift.append(self.mm)
+            _adrift.extend(mappings)
             return
-        with contextlib.suppress(BufferError):
-            self.view.release()
-            self.mm.close()
+        for end in (self.view.release, *(mapping.close for mapping in mappings)):
+            with contextlib.suppress(BufferError):
+                end()
 
 
 def mark(fd: int) -> int:

@@ -87,6 +87,11 @@ class Case:
         view = self.fs.view("/large")
         self.views.append((view, bytes(view)))
 
+    def pin_of(self, view: Any) -> int:
+        """The word of the pin that ends with a view."""
+        notes = self.fs._store.content.leases._known
+        return next(word for word, note in notes.items() if note() is view._bytes)
+
     def leave_a_dead_one(self) -> None:
         """A participant died with a view of replaced content, a file that lost its name, a half copy and a writer."""
 
@@ -443,6 +448,14 @@ def unpickle(_: None, case: Case) -> MemoryFileSystem:
     return fs
 
 
+def fill(path: str, mode: str, place: tuple[int, int | None], data: bytes, **options: Any) -> Callable[..., None]:
+    def do(fs: MemoryFileSystem, _: Any) -> None:
+        with fs.open(path, mode, **options) as handle, handle.getbuffer(*place) as buffer:
+            buffer[: len(data)] = data
+
+    return do
+
+
 LONG, LONGER = "n" * 200, "m" * 210  # names that take two nodes
 DEEP = "/" + "/".join(f"level{i}" for i in range(12))
 
@@ -512,6 +525,10 @@ OPERATIONS: dict[str, Operation] = {
     "append-to-viewed-by-peer": Operation(write("/large", "ab", SMALL), ("/large",), Case.look_at_large),
     "truncate-viewed-by-peer": Operation(truncate("/large", 5000), ("/large",), Case.look_at_large),
     "remove-viewed-by-peer": Operation(call("remove", "/large"), (), Case.look_at_large),
+    "fill-in-place": Operation(fill("/d/small", "r+b", (100, 200), OTHER[:200]), ("/d/small",)),
+    "fill-preallocated": Operation(fill("/d/x", "wb", (0, None), LARGE, preallocate=BIG), ("/d/x",)),
+    "fill-in-place-pieces": Operation(fill("/large", "r+b", (BIG - 1000, 2000), content(2000, 5)), ("/large",), in_pieces),
+    "fill-in-place-viewed": Operation(fill("/d/small", "r+b", (0, None), SMALL[::-1]), ("/d/small",), Case.look_at_small),
     "close-last-reader-of-replaced": Operation(lambda _fs, _, handle: handle.close(), (), ready=reader_of("/d/small")),
     "attach": Operation(join, joins=True),
     "close": Operation(lambda fs, _: fs.close()),

@@ -243,7 +243,7 @@ def shoot(steps: Sequence[Operation], world: World, backend: str = "generation",
         actor = None if steps[0].joins else enter(case, stack)
         world(case, stack)
         held = steps[0].ready(actor, camera)  # type: ignore[arg-type]
-        views = {view._lease.word: data for view, data in case.views}
+        views = {case.pin_of(view): data for view, data in case.views}
         camera.arm(actor and actor._store)
         done = []
         for step in steps:

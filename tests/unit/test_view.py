@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import faulthandler
 import gc
 import io
+import os
+import pickle
+import signal
+import struct
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from dmemfs_shm import MemoryFileSystem
-from dmemfs_shm.errors import MFSQuotaExceededError
+from dmemfs_shm.errors import MFSAbandonedFileError, MFSQuotaExceededError
 
 from ..conftest import Stores
-from ..processes import Link, child, held_open, in_thread
+from ..processes import Link, call_in_child, child, held_open, in_thread
 
 SIZES = [0, 1, 255, 256, 4095, 4096, 4097, 70_000, (1 << 20) + 1]
 
@@ -79,6 +87,53 @@ def test_nothing_derived_from_a_view_can_write(fs: MemoryFileSystem) -> None:
         with pytest.raises(TypeError):
             inner[0] = 1
     assert fs.read_bytes("/f") == pattern(300)
+
+
+@pytest.mark.parametrize("size", [0, 1, 300, 5000, 70_000])
+def test_a_view_itself_lends_read_only_memory(fs: MemoryFileSystem, size: int) -> None:
+    """Without a `with`, too: whoever asks for memory to write is refused, and an array cannot be made writable."""
+    numpy = pytest.importorskip("numpy")
+    fs.write_bytes("/f", pattern(size))
+    view = fs.view("/f")
+    assert memoryview(view).readonly and memoryview(view).format == "B"
+    values = numpy.frombuffer(view, "u1")
+    assert not values.flags.writeable
+    with pytest.raises(ValueError):
+        values.setflags(write=True)
+    with pytest.raises(ValueError):
+        values[:] = 1
+    for consume in (io.BytesIO(b"NEW").readinto, ctypes.c_char.from_buffer, lambda it: struct.pack_into("B", it, 0, 1)):
+        with pytest.raises((TypeError, BufferError, ValueError)):
+            consume(view)
+    assert bytes(view) == values.tobytes() == pattern(size)
+
+
+def test_nothing_that_leads_to_a_view_can_write(fs: MemoryFileSystem) -> None:
+    """What a memoryview says it was made of is read-only, down to the mapping."""
+    fs.write_bytes("/f", pattern(5000))
+    thing: Any = memoryview(fs.view("/f"))
+    depth = 0
+    while isinstance(thing, memoryview):
+        assert thing.readonly
+        thing, depth = thing.obj, depth + 1
+    with pytest.raises(TypeError):
+        thing[0] = 1
+    assert depth >= 1
+
+
+def test_native_code_that_writes_dies_of_it(named: MemoryFileSystem) -> None:
+    """The pages are mapped for reading alone: the one who writes gets a SIGSEGV, the others keep their bytes."""
+    numpy = pytest.importorskip("numpy")
+    named.write_bytes("/f", pattern(5000))
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            faulthandler.disable()
+            values = numpy.frombuffer(MemoryFileSystem.attach(named.name).view("/f"), "u1")
+            ctypes.memset(values.ctypes.data, 0xFF, 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGSEGV
+    assert named.read_bytes("/f") == pattern(5000)
 
 
 def test_view_refusals(fs: MemoryFileSystem) -> None:
@@ -172,6 +227,109 @@ def test_an_array_outlives_the_with(fs: MemoryFileSystem) -> None:
     del values, view
     gc.collect()
     assert (used(fs), orphaned(fs)) == (charge(5000), 0)
+
+
+def test_an_array_made_without_a_with_outlives_release(fs: MemoryFileSystem) -> None:
+    """`release` is no end for what was derived from the view itself."""
+    numpy = pytest.importorskip("numpy")
+    fs.write_bytes("/f", pattern(5000))
+    view = fs.view("/f")
+    values = numpy.frombuffer(view, "u1")
+    view.release()
+    with pytest.raises(ValueError):
+        view[0]
+    with pytest.raises((ValueError, BufferError)):
+        memoryview(view)
+    fs.remove("/f")
+    fs.write_bytes("/g", bytes(5000))
+    assert values.tobytes() == pattern(5000)
+    del values
+    assert orphaned(fs) == 0
+
+
+DERIVED: dict[str, Callable[[Any], Any]] = {
+    "slice": lambda view: view[10:4000],
+    "slice of a slice": lambda view: view[5:4500][5:3995],
+    "cast": lambda view: view[8:4008].cast("Q")[0:400],
+    "memoryview": lambda view: memoryview(memoryview(view)[10:])[:3990],
+    "readonly": lambda view: view.toreadonly()[10:4000],
+    "array": lambda view: pytest.importorskip("numpy").frombuffer(view, "u1")[10:4000],
+    "asarray": lambda view: pytest.importorskip("numpy").asarray(memoryview(view))[10:4000].reshape(2, -1)[1:],
+    "array of a slice": lambda view: pytest.importorskip("numpy").frombuffer(view[8:4008], "u8")[::-1],
+    "arrow": lambda view: pytest.importorskip("pyarrow").py_buffer(memoryview(view)).slice(10, 3990),
+}
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["without with", "in a with"])
+@pytest.mark.parametrize("how", DERIVED)
+def test_whatever_is_derived_pins(stores: Stores, how: str, within: bool) -> None:
+    """It outlives the view, its `with`, the file and the filesystem object; with it the pin goes."""
+    fs, other = stores.create(), None
+    other = stores.attach(fs.name)
+    fs.write_bytes("/f", pattern(5000))
+    if within:
+        with fs.view("/f") as view:
+            derived = DERIVED[how](view)
+    else:
+        view = fs.view("/f")
+        derived = DERIVED[how](view)
+    expected = bytes(derived)
+    del view
+    fs.remove("/f")
+    fs.close()
+    other.write_bytes("/g", bytes(5000))
+    assert bytes(derived) == expected
+    assert orphaned(other) == charge(5000)
+    del derived
+    gc.collect()
+    assert orphaned(other) == 0
+
+
+def test_views_stay_readable_when_the_store_is_destroyed(named: MemoryFileSystem, store_name: str) -> None:
+    """The memory goes with the last of them."""
+    named.write_bytes("/f", pattern(5000))
+    view = named.view("/f")
+    MemoryFileSystem.destroy(store_name)
+    assert view[:] == pattern(5000)
+    view.release()
+
+
+def _end_with_views(name: str) -> None:
+    fs = MemoryFileSystem.attach(name)
+    sys.modules[__name__].kept = [fs.view("/f"), memoryview(fs.view("/f"))[3:]]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_that_ends_with_views(named: MemoryFileSystem, method: str) -> None:
+    """Its pins go with it, quietly."""
+    named.write_bytes("/f", pattern(5000))
+    call_in_child(method, _end_with_views, named.name)
+    named.remove("/f")
+    named.trim()
+    assert (used(named), orphaned(named)) == (0, 0)
+
+
+def _die_writing(_link: Link, name: str) -> None:
+    handle = MemoryFileSystem.attach(name).open("/f", "r+b")
+    handle.write(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_view_of_an_abandoned_file_must_be_asked_for(named: MemoryFileSystem) -> None:
+    named.write_bytes("/f", pattern(5000))
+    with child("fork", _die_writing, named.name) as writer:
+        writer.join()
+    with pytest.raises(MFSAbandonedFileError):
+        named.view("/f")
+    with named.view("/f", allow_abandoned=True) as view:
+        assert view == b"half" + pattern(5000)[4:]
+    assert named.stat("/f")["abandoned"]
+
+
+def test_views_cannot_be_pickled(fs: MemoryFileSystem) -> None:
+    fs.write_bytes("/f", b"x")
+    with pytest.raises(TypeError):
+        pickle.dumps(fs.view("/f"))
 
 
 def test_an_array_outlives_view_file_and_fs(stores: Stores) -> None:
