@@ -27,6 +27,7 @@ __all__ = [
     "MFSParameterError",
     "MFSQuotaExceededError",
     "MFSReentrantCallError",
+    "MFSSnapshotError",
     "MFSStoreBusyError",
     "MFSStoreGoneError",
     "MFSTimeoutError",
@@ -265,6 +266,10 @@ class MFSAbandonedFileError(MFSError, OSError):
     def __init__(self, path: str) -> None:
         self.path = path
         self._tell(f"The writer of '{path}' died before closing it; allow_abandoned=True opens it all the same.")
+
+
+class MFSSnapshotError(_MessageError, ValueError):
+    """A stream is no snapshot, or not all of one, or not as it was written. Nothing of it was restored."""
 
 
 class MFSCorruptStoreError(MFSError, OSError):

@@ -617,6 +617,36 @@ class MemoryFileSystem:
         source, target = parse(src), parse(dst)
         self._attached().names.copy_tree(source, target, self._guard.check_before_write, self._timeout)
 
+    def snapshot(self, target: Any, *, allow_abandoned: bool = False) -> None:
+        """Write everything to *target*, a binary file object (a pipe, a socket's file or a GzipFile will do), as one stream.
+
+        It is the tree as it was at one instant of the call: no change is in it in part, and none without those before it.
+        Others go on meanwhile, and nothing is locked while the target is written to. Files that are open for writing are
+        waited for, each for the default lock timeout; so is, once all has been read, an instant at which nobody writes:
+        where somebody always does, that is MFSLockTimeoutError. Kept are names, contents, empty directories, the times of
+        creation and modification, and generations; with *allow_abandoned*, files whose writers died, as if they had been
+        closed.
+
+        MFSLockTimeoutError, MFSAbandonedFileError, MFSDeadlockError (the calling thread writes a file); what *target* raises
+        ends it, too. Some of the stream may have been written then; `restore` refuses it.
+        """
+        from .snapshot import save
+
+        save(self._attached(), target, self._timeout, allow_abandoned=allow_abandoned)
+
+    def restore(self, source: Any) -> None:
+        """Read what `snapshot` wrote from *source*, a binary file object, into this store: all of it at once, or nothing.
+
+        What stands is kept; a name of the snapshot's root that stands here is FileExistsError. Reads to the end of the
+        snapshot and not beyond. Until then the new files are charged, and seen by nobody.
+
+        MFSSnapshotError (a ValueError) for a stream that is no snapshot, or incomplete, or altered; MFSQuotaExceededError,
+        MFSNodeLimitExceededError, MFSNoSpaceError; what *source* raises ends it, too.
+        """
+        from .snapshot import load
+
+        load(self._attached(), source, self._timeout, self._guard)
+
     # ---- looking
 
     def _find(self, parsed: Path) -> tuple[Attachment, Found]:

@@ -144,10 +144,14 @@ class Busy(Exception):
         self.node = node
 
 
-def _is_running(code: CodeType) -> bool:
-    """Whether the function that calls us runs twice: a signal handler or finaliser that came into the first has called it."""
+PREPARING: set[CodeType] = set()  # of the functions that use the intent word
+
+
+def is_preparing() -> bool:
+    """Whether another function that uses the intent word runs beneath the one that calls us: a signal handler or finaliser
+    that came into that one has called this one."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code is not code:
+    while frame is not None and frame.f_code not in PREPARING:
         frame = frame.f_back
     return frame is not None
 
@@ -759,8 +763,8 @@ class Namespace:
         """
         intent = self._intent
         with self.store.intending:
-            if self.w[intent] and _is_running(Namespace.copy_tree.__code__):
-                raise MFSReentrantCallError("A signal handler or finaliser called copy_tree inside a call of it.")
+            if self.w[intent] and is_preparing():
+                raise MFSReentrantCallError("A signal handler or finaliser called copy_tree inside a call of it or of restore.")
             self.end_half_copy()
             try:
                 source, top = self.store.transact(lambda section: self._begin_copy(section, src, dst, intent), timeout)
@@ -1183,3 +1187,6 @@ class Namespace:
         while self.store.transact(step, timeout):
             pass
         return self.store.transact(lambda _: some.note_clean(slot, below), timeout)
+
+
+PREPARING.add(Namespace.copy_tree.__code__)

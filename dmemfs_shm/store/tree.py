@@ -442,6 +442,35 @@ class Tree:
             plan[sibling] = before << 32 | plan[sibling] & LOW32
         section.renames()
 
+    def adopt(self, section: Section, directory: int, into: int) -> None:
+        """Move all entries of a nameless directory, whose names must not stand there, to another directory: five words each.
+
+        REQUIRES that the namespace is unsettled. They keep their generations: nobody has ever looked them up.
+        """
+        plan = section.plan
+        entries = self.children(directory)
+        if not entries:
+            return
+        for node in entries:
+            at = self.nodes_at + node * NODE_WORDS
+            name, word = self.name(at), plan[at + N_NAME]
+            self._leave_bucket(section, node, at)
+            key = self.hash(into, name)
+            bucket = self.bucket(key, plan[BUCKETS])
+            plan[at + N_PARENT] = into
+            plan[at + N_NAME] = word & ~LOW32 | key
+            plan[at + N_NEXT] = plan[at + N_NEXT] & ~LOW32 | plan[bucket]
+            plan[bucket] = node
+        old, new = (self.nodes_at + parent * NODE_WORDS + D_CHILD for parent in (directory, into))
+        first, last = plan[new], self.nodes_at + entries[-1] * NODE_WORDS + N_SIBLINGS
+        if first:
+            sibling = self.check_node(first, new) + N_SIBLINGS
+            plan[sibling] = entries[-1] << 32 | plan[sibling] & LOW32
+            plan[last] = plan[last] & ~LOW32 | first
+        plan[new] = entries[0]
+        plan[old] = 0
+        section.renames()
+
     def _leave_bucket(self, section: Section, node: int, at: int) -> None:
         plan = section.plan
         before = self.bucket(plan[at + N_NAME] & LOW32, plan[BUCKETS])

@@ -9,6 +9,7 @@ locked, and the quota is what the files cost.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import signal
@@ -18,8 +19,9 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from dmemfs_shm import MemoryFileSystem, MFSAbandonedFileError
+from dmemfs_shm import MemoryFileSystem, MFSAbandonedFileError, snapshot
 from dmemfs_shm.filesystem import _read_unlocked
+from dmemfs_shm.frames import FrameWriter
 from dmemfs_shm.paths import parse
 from dmemfs_shm.store.layout import KIND_FILE, QUEUED
 from dmemfs_shm.store.tree import Unsettled
@@ -456,6 +458,33 @@ def fill(path: str, mode: str, place: tuple[int, int | None], data: bytes, **opt
     return do
 
 
+def save(hurried_most: int) -> Callable[..., None]:
+    def do(fs: MemoryFileSystem, _: Any) -> None:
+        before, snapshot.HURRIED_MOST = snapshot.HURRIED_MOST, hurried_most
+        try:
+            fs.snapshot(io.BytesIO())
+        finally:
+            snapshot.HURRIED_MOST = before
+
+    return do
+
+
+def load(fs: MemoryFileSystem, _: Any) -> None:
+    """Every kind of record; a file that comes twice, and a directory that goes again."""
+    stream = io.BytesIO()
+    out = FrameWriter(stream)
+    out.put("snapshot", snapshot.VERSION, {})
+    for path in (b"/r", b"/r/gone", b"/r/empty"):
+        out.put("directory", path, 1, 2)
+    for path, data in ((b"/r/small", SMALL), (b"/r/large", LARGE), (b"/r/small", OTHER), (b"/other", SMALL)):
+        out.put("file", path, len(data), 1, 2, 1, False, data)
+    out.put("gone", b"/r/gone")
+    out.put("end", 2, 3, len(OTHER) + len(LARGE) + len(SMALL))
+    out.finish()
+    stream.seek(0)
+    fs.restore(stream)
+
+
 LONG, LONGER = "n" * 200, "m" * 210  # names that take two nodes
 DEEP = "/" + "/".join(f"level{i}" for i in range(12))
 
@@ -529,6 +558,11 @@ OPERATIONS: dict[str, Operation] = {
     "fill-preallocated": Operation(fill("/d/x", "wb", (0, None), LARGE, preallocate=BIG), ("/d/x",)),
     "fill-in-place-pieces": Operation(fill("/large", "r+b", (BIG - 1000, 2000), content(2000, 5)), ("/large",), in_pieces),
     "fill-in-place-viewed": Operation(fill("/d/small", "r+b", (0, None), SMALL[::-1]), ("/d/small",), Case.look_at_small),
+    "snapshot": Operation(save(snapshot.HURRIED_MOST)),
+    "snapshot-of-pieces": Operation(save(snapshot.HURRIED_MOST), (), in_pieces),
+    "snapshot-with-all-stopped": Operation(save(0)),
+    "restore": Operation(load),
+    "restore-into-nothing": Operation(load, bare=True),
     "close-last-reader-of-replaced": Operation(lambda _fs, _, handle: handle.close(), (), ready=reader_of("/d/small")),
     "attach": Operation(join, joins=True),
     "close": Operation(lambda fs, _: fs.close()),
