@@ -391,6 +391,22 @@ def test_a_length_that_nothing_has(stores: Stores) -> None:
         tracemalloc.stop()
 
 
+def test_a_source_without_an_end(stores: Stores) -> None:
+    """A frame that says it is too long is not read to its end."""
+
+    class Endless:
+        given = 0
+
+        def read(self, size: int) -> bytes:
+            data = (frames.MAGIC + b"\xff" * 8)[self.given :][:size] or bytes(size)
+            self.given += len(data)
+            assert self.given < 2 << 20
+            return data
+
+    with pytest.raises(MFSSnapshotError):
+        stores.private().restore(Endless())
+
+
 def made_of(*records: tuple[Any, ...]) -> bytes:
     target = io.BytesIO()
     out = frames.FrameWriter(target)
@@ -495,6 +511,76 @@ def test_nothing_is_locked_while_the_target_is_written_to(fs: MemoryFileSystem, 
     assert not target.happenings
     assert look(restored(stores, target.getvalue())) == before
     assert fs.info()["orphaned"] == 0
+
+
+def test_pinned_bytes_do_not_change_under_the_target(stores: Stores) -> None:
+    """A large file is written out in parts, and changed in place between the first and the last of them."""
+    fs = stores.private()
+    fs.write_bytes("/large", pattern(1_200_000))
+
+    def happen() -> None:
+        with fs.open("/large", "r+b", lock_timeout=0.0) as handle:
+            handle.seek(-100, 2)
+            handle.write(bytes(100))
+
+    target = Meddler(happen)
+    fs.snapshot(target)
+    assert not target.happenings
+    assert restored(stores, target.getvalue()).read_bytes("/large") == pattern(1_200_000)
+
+
+def once(happen: Callable[[], object], real: Callable[..., Any]) -> Callable[..., Any]:
+    """A function as *real*, after whose first call something happens."""
+    happenings = [happen]
+
+    def function(*args: Any) -> Any:
+        result = real(*args)
+        if happenings:
+            happenings.pop()()
+        return result
+
+    return function
+
+
+def test_a_change_between_two_files(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One was read, then both are written in place: what was read is noticed to be old."""
+    fs = stores.private()
+    for path in ("/a", "/b"):
+        fs.write_bytes(path, b"old")
+
+    def happen() -> None:
+        for path in ("/a", "/b"):
+            with fs.open(path, "r+b") as handle:
+                handle.write(b"new")
+
+    monkeypatch.setattr(picture.Picture, "look", once(happen, picture.Picture.look))
+    other = restored(stores, stream_of(fs))
+    assert (other.read_bytes("/a"), other.read_bytes("/b")) == (b"new", b"new")
+
+
+@pytest.mark.parametrize("hurried", [1, 3])
+def test_a_writer_who_came_after_reading(stores: Stores, monkeypatch: pytest.MonkeyPatch, hurried: int) -> None:
+    """He is waited for, too; here he is our own thread, which would wait for ever."""
+    monkeypatch.setattr(snapshot, "HURRIED_MOST", hurried)
+    fs = stores.private()
+    fs.write_bytes("/a", b"old")
+    handles: list[Any] = []
+    happen = once(lambda: handles.append(fs.open("/a", "r+b")), picture.Picture.look)
+    monkeypatch.setattr(picture.Picture, "look", happen)
+    with pytest.raises(MFSDeadlockError):
+        stream_of(fs)
+    handles[0].close()
+
+
+def test_a_file_that_moves_past_a_survey(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a directory that was not yet looked at into one that was: it is in the snapshot, once."""
+    fs = stores.private()
+    fs.mkdir("/d")
+    fs.write_bytes("/d/f", b"f")
+    names = fs._store.names
+    monkeypatch.setattr(names, "_entries_now", once(lambda: fs.rename("/d/f", "/f"), names._entries_now))
+    other = restored(stores, stream_of(fs))
+    assert look(other) == look(fs)
 
 
 def test_much_that_changes_while_it_is_read(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
