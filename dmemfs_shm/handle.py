@@ -434,10 +434,15 @@ class MemoryFileHandle(io.RawIOBase):
         if not self._dirty:
             self._mark_dirty()
         segment, base = self._store.arenas.locate(self._w[self._at + N_RUN])
-        buffer, alive = lend(self, segment, base + offset, end - offset)
-        self._lent = [*(each for each in self._lent if each() is not None), alive]
-        self._stamp()
-        return buffer
+        living = [each for each in self._lent if each() is not None]
+        try:
+            self._stamp()
+            buffer, alive = lend(self, segment, base + offset, end - offset)
+            self._lent = [*living, alive]
+            return buffer
+        except BaseException:
+            self._lent = living  # nobody has got it, though a traceback may keep it
+            raise
 
     def _unite(self) -> None:
         """Have the bytes in one run that no view looks at."""
