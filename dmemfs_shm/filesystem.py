@@ -348,7 +348,7 @@ class MemoryFileSystem:
             if store.state == STATE_READY:
                 for handle in self._open_handles():
                     warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=3)
-                    handle.close()
+                    handle._leave()
                 store.work_off()
         except MFSStoreGoneError:
             if store.state == STATE_READY:  # else it was destroyed just now, and nothing is left to give back
@@ -379,11 +379,16 @@ class MemoryFileSystem:
         lock_timeout: float | None = None,
         *,
         allow_abandoned: bool = False,
+        atomic: bool = False,
     ) -> MemoryFileHandle:
         """Open a file in mode "rb", "wb", "ab", "r+b" or "xb", and lock it until it is closed.
 
         preallocate: bytes that the file has at least from now on, zero-filled and charged. lock_timeout: seconds for the
         lock; None is the object's default, 0.0 tries once. allow_abandoned: also a file whose writer died.
+
+        atomic ("wb" and "xb"): nobody sees the file until it is closed in order, which puts it in the place of the one that
+        is there, at once for everybody; else it is dropped. See `atomic`: in a `with` it is the end of the block that
+        decides. Readers and views keep the old file, a writer of it is waited for then. Old and new are both charged.
 
         ValueError (mode), FileNotFoundError, FileExistsError, IsADirectoryError, MFSLockTimeoutError, MFSDeadlockError,
         MFSAbandonedFileError, MFSQuotaExceededError, MFSNoSpaceError.
@@ -395,6 +400,8 @@ class MemoryFileSystem:
             preallocate = operator.index(preallocate)
         if preallocate > 0 and mode == "rb":
             raise io.UnsupportedOperation("preallocate needs a mode that writes")
+        if atomic:
+            return self._open_atomic(path, mode, preallocate, lock_timeout)
         store = self._store or self._attached()
         if store.dropped:
             store.work_off()
@@ -420,6 +427,34 @@ class MemoryFileSystem:
                 handle._preallocate(preallocate)
             except BaseException:
                 handle.close()
+                raise
+        return handle
+
+    def _open_atomic(self, path: AnyPath, mode: str, preallocate: int, lock_timeout: float | None) -> MemoryFileHandle:
+        from .atomic import AtomicFileHandle
+
+        if mode not in ("wb", "xb"):
+            raise ValueError(f"atomic=True needs mode 'wb' or 'xb', not '{mode}'")
+        store = self._attached()
+        timeout = self._timeout if lock_timeout is None else _check_timeout(lock_timeout)
+        target = parse(path)
+        if not target.parts:
+            raise IsADirectoryError(f"Is a directory: '{target.text}'")
+        held = [store.rw.lease()]
+        try:
+            record = held[0].word
+            node = store.names.draft(target, record, timeout, exclusive=mode == "xb")
+            handle = AtomicFileHandle(self, store, node, held, target, mode, timeout)
+            self._handles[record] = weakref.ref(handle)
+        except BaseException:
+            if held and store.state == STATE_READY:
+                store.rw.give_back(held.pop())
+            raise
+        if preallocate > 0:
+            try:
+                handle._preallocate(preallocate)
+            except BaseException:
+                handle.discard()
                 raise
         return handle
 
@@ -788,7 +823,8 @@ class MemoryFileSystem:
         )
 
     def info(self) -> MFSInfo:
-        """Identity, parameters and memory of the store. orphaned: charged for content that only readers or views have."""
+        """Identity, parameters and memory of the store. orphaned: charged for content that no name
+        leads to: readers or views have it, or it is being written."""
         store = self._attached()
         if store.dropped or store.unpinned:
             store.work_off()

@@ -538,6 +538,14 @@ class MemoryFileHandle(io.RawIOBase):
         """The process ends: what was lent is not written any more."""
         self._lent = _NOTHING_LENT
 
+    def _leave(self) -> None:
+        """The filesystem object is being closed, and the handle is open."""
+        self.close()
+
+    def discard(self) -> None:
+        """Drop what was written, of a file that was opened with ``atomic=True``; io.UnsupportedOperation of another one."""
+        raise io.UnsupportedOperation("only what was opened with atomic=True can be discarded")
+
     def _close_again(self) -> None:
         """An exception ended close(): do at once what it has not done, since others may be waiting for the file."""
         store = self._store

@@ -78,7 +78,7 @@ def _space(seen: Inspection) -> list[str]:
     if quota and quota.quota_bytes and quota.used_bytes >= NEARLY_FULL * quota.quota_bytes:
         text = f"The quota is nearly used up: {format_size(quota.free_bytes)} are left."
         if quota.orphaned_bytes * 10 > quota.quota_bytes:
-            text += f" {format_size(quota.orphaned_bytes)} of it belong to removed files that somebody still looks at."
+            text += f" {format_size(quota.orphaned_bytes)} of it belong to files without a name."
         found.append(text)
     if quota and memory:
         missing = quota.quota_bytes - memory.arenas_bytes - memory.shm_free_bytes

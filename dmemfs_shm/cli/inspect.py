@@ -121,7 +121,7 @@ def _space(seen: Inspection) -> list[Section]:
         rows.append(("quota used", Cell(f"{drawn}{used}, {share:.0%}", level(share))))
         rows.append(("quota free", format_size(quota.free_bytes)))
         if quota.orphaned_bytes:
-            rows.append(("orphaned", f"{format_size(quota.orphaned_bytes)} of removed files that somebody still looks at"))
+            rows.append(("orphaned", f"{format_size(quota.orphaned_bytes)} of files without a name: looked at, or unpublished"))
     if seen.memory:
         memory = seen.memory
         parts = f"index {format_size(memory.index_bytes)}, files {format_size(memory.arenas_bytes)}"

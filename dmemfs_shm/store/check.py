@@ -5,7 +5,8 @@
     mutexes     generation even (under m[0..16]), journals empty
     locks       the lock word of each node against the records of all slots, the queue in its order
     participants  nothing stands in a slot that is said to be clean of all its tenants
-    nodes       every node below the break is exactly one of: named, trash, orphan, pin, run, name, draft, free
+    nodes       every node below the break is exactly one of: named, trash, orphan, draft, pin, run, name, free, or prepared
+                by a participant
     names       reachable from the root, in its bucket, parent and list links both ways
     blocks      every page is used by one run, or in one slab, or free, never two; lists, bitmaps and breaks agree
     quota       USED, ORPHANED, CHARGED, FILES, DIRS are the sums
@@ -33,12 +34,15 @@ from .layout import (
     CHARGED,
     DESCRIPTOR_WORDS,
     DIRS,
+    DRAFTS,
     FILES,
     FREE,
     GRANTED,
     HELD,
     KIND_DIR,
+    KIND_DRAFT,
     KIND_FILE,
+    KIND_ORPHAN,
     KIND_SHIFT,
     LOCK_HEAD_SHIFT,
     LOCK_READERS,
@@ -300,15 +304,8 @@ class _Checker:
         return capacity
 
     def without_names(self) -> None:
-        for node in self.content.ring(ORPHANS):
-            self.claim(node, "an orphan")
-            before = self.used
-            self._content(node, f"orphan {node}")
-            self.orphaned += self.used - before
-            pin = self.w[self.at(node) + N_PIN] & LOW32
-            if pin:
-                self.claim(pin, "a pin")
-                self.pin_nodes[pin] = node
+        self._nameless(ORPHANS, KIND_ORPHAN, "orphan")
+        self._nameless(DRAFTS, KIND_DRAFT, "draft")
         for node in self.content.ring(PINNED):
             self.claim(node, "orphaned content")
             before = self.used
@@ -325,6 +322,18 @@ class _Checker:
                 draft = self.w[self.store.layout.slot_at(slot) + S_INTENT]
                 if draft:
                     self._subtree(draft, f"a draft of slot {slot}")
+
+    def _nameless(self, ring: int, kind: int, what: str) -> None:
+        for node in self.content.ring(ring):
+            self.claim(node, what)
+            self.expect(self.tree.kind(node) == kind, f"{what} {node} has kind {self.tree.kind(node)}")
+            before = self.used
+            self._content(node, f"{what} {node}")
+            self.orphaned += self.used - before
+            pin = self.w[self.at(node) + N_PIN] & LOW32
+            if pin:
+                self.claim(pin, "a pin")
+                self.pin_nodes[pin] = node
 
     def free_nodes(self) -> None:
         node, steps = self.w[NODE_FREE], 0

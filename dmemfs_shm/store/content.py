@@ -27,6 +27,9 @@ from .blocks import Blocks, units_of
 from .journal import Plan, Words
 from .layout import (
     CHARGED,
+    DRAFTS,
+    KIND_DRAFT,
+    KIND_FILE,
     KIND_ORPHAN,
     KIND_PIN,
     KIND_RUNS,
@@ -70,7 +73,7 @@ if TYPE_CHECKING:
     from .attachment import Attachment
 
 RUNS_A_TRANSACTION = 8
-RINGS = {ORPHANS: KIND_ORPHAN, PINNED: KIND_PIN}  # what is in each
+RINGS = {ORPHANS: KIND_ORPHAN, DRAFTS: KIND_DRAFT, PINNED: KIND_PIN}  # what is in each
 MOVED_BYTES_MOST = 64 << 10  # what is copied inside m[0] to keep a small file in one run: about 10 us
 _PINS_A_PAGE = PAGE // (PIN_WORDS * WORD)
 
@@ -128,6 +131,13 @@ class Content:
         free = self.quota_bytes - plan[USED]
         if charge > free:
             raise MFSQuotaExceededError(requested=charge, available=free)
+
+    def _charge_nameless(self, plan: Plan, at: int, capacity: int) -> None:
+        """`charge`, of a file that may have no name: what no name leads to is counted."""
+        had = plan[at + N_CAPACITY]
+        self.charge(plan, at, capacity)
+        if plan[at + N_NAME] >> KIND_SHIFT != KIND_FILE:
+            plan[ORPHANED] = plan[ORPHANED] + self.charged(capacity) - self.charged(had)
 
     def charged(self, capacity: int) -> int:
         return capacity + self.file_charge if capacity else 0
@@ -220,7 +230,7 @@ class Content:
         had = plan[at + N_CAPACITY] // UNIT
         if units <= had:
             return
-        self.charge(plan, at, units * UNIT)
+        self._charge_nameless(plan, at, units * UNIT)
         if not had:
             plan[at + N_RUN] = self.blocks.allocate(plan, units)
             return
@@ -245,11 +255,11 @@ class Content:
                 return False
             word, run = self._last_run(plan, at)
             if units_of(run) <= excess:
-                self.charge(plan, at, plan[at + N_CAPACITY] - units_of(run) * UNIT)
+                self._charge_nameless(plan, at, plan[at + N_CAPACITY] - units_of(run) * UNIT)
                 self._drop_last_run(section, at)
             else:
                 plan[word] = self.blocks.shrink(plan, run, units_of(run) - excess)
-                self.charge(plan, at, units * UNIT)
+                self._charge_nameless(plan, at, units * UNIT)
                 return False
         return plan[at + N_CAPACITY] // UNIT > units
 

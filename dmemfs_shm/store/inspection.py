@@ -141,8 +141,9 @@ from .layout import (
     generation_at,
     journal_at,
 )
-from .observer import REMOVED, Observer
+from .observer import Observer
 from .snapshot import Inspection, Problem, Summary
+from .tree import REMOVED
 
 T = TypeVar("T")
 

@@ -8,6 +8,9 @@ transaction that detaches or publishes, and small ones before or after it:
     copy_tree   the copy grows under a nameless directory that the slot's intent word leads to; one transaction gives it
                 its name. Death or failure puts it on the trash list.
     put         content is written into free blocks, then attached with its name or swapped in
+    draft       a file grows without a name, in the ring DRAFTS, under the exclusive lock of the one handle that knows it;
+                `publish` gives it its name, over the file that has it, and ends the lock, in one transaction. Until
+                then the end of the lock, by death or otherwise, is its end.
 
 A file that is to be renamed or removed must not be open anywhere. That is exact: its mutex is held when its lock word is
 looked at, and its generation changes, which every open compares. For a directory the namespace word goes odd first, then
@@ -21,9 +24,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..errors import (
     MFSAbandonedFileError,
@@ -38,9 +41,12 @@ from ..errors import (
 from .content import units_for
 from .layout import (
     D_CHILD,
+    DRAFTS,
     FILES,
+    FREE,
     HELD,
     KIND_DIR,
+    KIND_DRAFT,
     KIND_FILE,
     KIND_ORPHAN,
     KIND_SHIFT,
@@ -108,6 +114,7 @@ COPIED_IN_SECTION_MOST = 64 << 10  # bytes: about 10 us of copying inside m[0]
 PATHS_CACHED_MOST = 16384
 _WRITES = HELD | REC_WRITER
 
+T = TypeVar("T")
 Fill = Callable[[Segment, int], None]
 Approve = Callable[[int], None]
 Found = tuple[int, int, int]
@@ -250,15 +257,15 @@ class Namespace:
 
     # ---- trying again after the dead were reaped
 
-    def attempt(self, step: Callable[[Section], None], timeout: float | None) -> None:
+    def attempt(self, step: Callable[[Section], T], timeout: float | None) -> T:
         """Do a step that needs files to be closed. MFSFileOpenError if one is open and its holder lives."""
         try:
-            self.store.transact(step, timeout)
+            return self.store.transact(step, timeout)
         except Busy:
             self.store.work_off()
             self.store.reap_dead(timeout)
             try:
-                self.store.transact(step, timeout)
+                return self.store.transact(step, timeout)
             except Busy as busy:
                 path = self.tree.path(busy.node)
                 raise MFSFileOpenError(path, self.store.holders(busy.node)) from None
@@ -394,12 +401,25 @@ class Namespace:
     def _put_with(
         self, path: Path, size: int, fill: Fill | None, pin: int | None, timeout: float | None, *, replace: bool, content: int
     ) -> None:
+        self._behind_writers(
+            path,
+            self.store.transact,
+            lambda section: self._put_step(section, path, size, fill, pin, replace=replace, content=content),
+            timeout,
+        )
+
+    def _behind_writers(
+        self,
+        path: Path,
+        run: Callable[[Callable[[Section], int], float | None], int],
+        step: Callable[[Section], int],
+        timeout: float | None,
+    ) -> None:
+        """Run a step that gives the path another file: it returns 0, or the node there whose writer is to be waited for."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             rest = None if deadline is None else max(0.0, deadline - time.monotonic())
-            busy = self.store.transact(
-                lambda section: self._put_step(section, path, size, fill, pin, replace=replace, content=content), rest
-            )
+            busy = run(step, rest)
             if not busy:
                 return
             self._wait_for_writer(path, busy, rest)
@@ -624,32 +644,24 @@ class Namespace:
 
     def replace(self, src: Path, dst: Path, timeout: float | None) -> None:
         """The closed file src takes the place of dst, at once for everybody; readers of the old dst keep it."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        writer = [0]
 
-        def step(section: Section) -> None:
-            writer[0] = 0
+        def step(section: Section) -> int:
             node = self.file_at(src)
             old = self.tree.walk(dst.parts)
             if old == node:
-                return
+                return 0
             if old and self.tree.kind(old) != KIND_FILE:
                 raise IsADirectoryError(f"Is a directory: '{dst.text}'")
             section.enter(*([node, old] if old else [node]))
             self._must_be_closed(node)
             if old and self.w[self.at(old)] & LOCK_WRITER:
-                writer[0] = old
-                return
+                return old
             parent = self._parent_for(section, dst, make_parents=False)
             self._rename_node(section, node, parent, dst.parts[-1], old=old)
+            return 0
 
         try:
-            while True:
-                rest = None if deadline is None else max(0.0, deadline - time.monotonic())
-                self.attempt(step, rest)
-                if not writer[0]:
-                    break
-                self._wait_for_writer(dst, writer[0], rest)
+            self._behind_writers(dst, self.attempt, step, timeout)
             self.files.pop(src.text, None)
             if self.w[ORPHANS]:
                 self.drain_orphans()
@@ -657,6 +669,69 @@ class Namespace:
             if self.w[TRASH] or self.w[ORPHANS]:  # perhaps ours: the next operation sees to it
                 self.store.dropped.append(None)
             raise
+
+    # ---- drafts
+
+    def draft(self, path: Path, record: int, timeout: float | None, *, exclusive: bool) -> int:
+        """A new empty file without a name, locked exclusively with this record: `publish` is to give it the path.
+
+        What stands against that now is said now: FileNotFoundError, IsADirectoryError, FileExistsError (*exclusive*).
+        """
+
+        def step(section: Section) -> int:
+            self._place_for(section, path, exclusive=exclusive)
+            node = self.tree.make_draft(section, LOCK_WRITER)
+            section.plan[record] = HELD | REC_WRITER | REC_DIRTY | node << REC_NODE_SHIFT
+            self.content.enter_ring(section, DRAFTS, node)
+            return node
+
+        self.store.rw.announce(record)
+        return self.store.transact(step, timeout)
+
+    def _place_for(self, section: Section, path: Path, *, exclusive: bool) -> tuple[int, int]:
+        """(directory, file that stands there or 0) for a draft."""
+        parent = self.parent_of(path)
+        old = self.tree.find(parent, path.parts[-1])
+        if not old:
+            self.tree.check_limit(section)
+        elif self.tree.kind(old) != KIND_FILE:
+            raise IsADirectoryError(f"Is a directory: '{path.text}'")
+        elif exclusive:
+            raise FileExistsError(f"File exists: '{path.text}'")
+        return parent, old
+
+    def publish(self, path: Path, record: int, timeout: float | None, *, exclusive: bool) -> None:
+        """The draft that the record holds takes the path, at once for everybody, and is unlocked; readers of the file that
+        was there keep it. Without blocks to spare: see `fit`. Its writer is waited for."""
+
+        def step(section: Section) -> int:
+            parent, old = self._place_for(section, path, exclusive=exclusive)
+            node = self.w[record] >> REC_NODE_SHIFT
+            section.enter(*([node, old] if old else [node]))
+            if old and self.w[self.at(old)] & LOCK_WRITER:
+                return old
+            self._publish_draft(section, node, parent, path.parts[-1], old)
+            section.plan[record] = FREE
+            section.plan[self.at(node)] = 0
+            return 0
+
+        try:
+            self._behind_writers(path, self.store.transact, step, timeout)
+            if self.w[ORPHANS]:
+                self.drain_orphans()
+        except BaseException:
+            if self.w[ORPHANS]:  # perhaps ours: the next operation sees to it
+                self.store.dropped.append(None)
+            raise
+
+    def _publish_draft(self, section: Section, node: int, parent: int, name: bytes, old: int) -> None:
+        plan, at = section.plan, self.at(node)
+        section.sequence_odd(node)  # stored first and undone last: see `Tree.look_up`
+        self.content.leave_ring(section, DRAFTS, node)
+        plan[ORPHANED] = plan[ORPHANED] - self.content.charged(plan[at + N_CAPACITY])
+        if old:
+            self._succeed(section, old, node)
+        self.tree.publish_draft(section, node, parent, name)
 
     # ---- trees
 
@@ -944,8 +1019,11 @@ class Namespace:
         if word & _WRITES == _WRITES and units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
             self.fit(node)
         self.store.rw.unlock(record, clears=clears)
-        if w[at + N_NAME] >> KIND_SHIFT == KIND_ORPHAN:
+        kind = w[at + N_NAME] >> KIND_SHIFT
+        if kind == KIND_ORPHAN:
             self.drain_orphans()
+        elif kind == KIND_DRAFT:
+            self._free_draft(node)
 
     def fit(self, node: int) -> None:
         """Give back the blocks beyond a file's size, unless they are pinned. REQUIRES its exclusive lock."""
@@ -1082,6 +1160,8 @@ class Namespace:
             self.drain_half_copy()
         if self.w[ORPHANS]:
             self.drain_orphans()
+        if self.w[DRAFTS]:
+            self.drain_drafts()
         if self.w[PINNED]:
             self.drain_pinned()
         if self.w[TRASH]:
@@ -1119,13 +1199,27 @@ class Namespace:
 
     def drain_orphans(self) -> None:
         """Free files without a name that have no readers any more."""
-        while self.store.transact(self._free_orphan_files, self.store.patience):
+        while self.store.transact(lambda section: self._free_nameless(section, ORPHANS), self.store.patience):
             pass
 
-    def _free_orphan_files(self, section: Section) -> bool:
-        """Free some of them; whether it is worth while to come again."""
+    def drain_drafts(self) -> None:
+        """Free drafts that nobody writes any more."""
+        while self.store.transact(lambda section: self._free_nameless(section, DRAFTS), self.store.patience):
+            pass
+
+    def _free_draft(self, node: int) -> None:
+        """As `drain_drafts`, one that nobody writes, if it is a draft still."""
+
+        def step(section: Section) -> bool:
+            return self.tree.kind(node) == KIND_DRAFT and self._free_nameless(section, DRAFTS, [node])
+
+        while self.store.transact(step, self.store.patience):
+            pass
+
+    def _free_nameless(self, section: Section, ring: int, nodes: Iterable[int] | None = None) -> bool:
+        """Free some files of a ring, or some of these of it, that are not open; whether it is worth while to come again."""
         freed = 0
-        for node in self.content.ring(ORPHANS):
+        for node in self.content.ring(ring) if nodes is None else nodes:
             section.enter(node)
             at = self.at(node)
             if not self.w[at] & LOCK_BUSY:
@@ -1133,13 +1227,11 @@ class Namespace:
                 before = self.content.charged(self.w[at + N_CAPACITY])
                 if self.content.release(section, node):
                     section.plan[ORPHANED] = section.plan[ORPHANED] - before
-                    self.content.leave_ring(section, ORPHANS, node)
+                    self.content.leave_ring(section, ring, node)
                     section.plan[at + N_GENERATION] = section.plan[at + N_GENERATION] + 1 & ~1
                     self.tree.free_node(section, node)
                 else:
                     self.content.shrink(section, at, 0)
-                    after = self.content.charged(section.plan[at + N_CAPACITY])
-                    section.plan[ORPHANED] = section.plan[ORPHANED] - before + after
                 section.commit()
             section.leave_nodes()
             if freed == FREED_A_VISIT:
@@ -1186,6 +1278,8 @@ class Namespace:
 
         while self.store.transact(step, timeout):
             pass
+        if self.w[DRAFTS]:
+            self.drain_drafts()
         return self.store.transact(lambda _: some.note_clean(slot, below), timeout)
 
 

@@ -22,6 +22,7 @@ from .identity import ByteLocks, Participants
 from .journal import Words
 from .layout import (
     KIND_DIR,
+    KIND_DRAFT,
     KIND_FILE,
     KIND_SHIFT,
     LOW32,
@@ -45,8 +46,8 @@ from .layout import (
     WORD,
     Layout,
 )
+from .tree import REMOVED, UNPUBLISHED
 
-REMOVED = "(removed)"
 _CHUNK_WORDS = 4096 * NODE_WORDS  # a mebibyte
 _SCAN_S = 5.0
 
@@ -154,7 +155,7 @@ class Observer:
         return self.index.read(self.layout.node_at(node), NODE_WORDS)
 
     def path(self, node: int) -> str:
-        """The path of a file or directory; REMOVED if it has none (any more)."""
+        """The path of a file or directory, or REMOVED; UNPUBLISHED of a file that has none yet."""
         parts: list[str] = []
         start = node
         for _ in range(PATH_BYTES_MAX // 2):
@@ -167,8 +168,9 @@ class Observer:
             if not node:
                 return REMOVED
             words = self.node(node)
-            if words[N_NAME] >> KIND_SHIFT & 0xFF not in (KIND_FILE, KIND_DIR):
-                return REMOVED
+            kind = words[N_NAME] >> KIND_SHIFT & 0xFF
+            if kind not in (KIND_FILE, KIND_DIR):
+                return UNPUBLISHED if kind == KIND_DRAFT else REMOVED
             parts.append("/" + self._text(words))
             node = words[N_PARENT]
         else:

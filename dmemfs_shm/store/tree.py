@@ -29,6 +29,7 @@ from .layout import (
     DIRS,
     FILES,
     KIND_DIR,
+    KIND_DRAFT,
     KIND_FILE,
     KIND_FREE,
     KIND_NAME,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from .attachment import Attachment
 
 SPLIT_NODES_MAX = 60  # a longer bucket is split another time
+REMOVED, UNPUBLISHED = "(removed)", "(unpublished)"  # in place of the path of a file that has none
 _IDENTITY = (1 << 48) - 1  # hash and length in N_NAME
 NODE_GROWTH_MOST = 16384
 
@@ -295,7 +297,7 @@ class Tree:
                 break
             at = self.nodes_at + node * NODE_WORDS
             if self.kind(node) not in (KIND_FILE, KIND_DIR):
-                return "(removed)"
+                return UNPUBLISHED if self.kind(node) == KIND_DRAFT else REMOVED
             parts.append(self.name(at).decode("utf-8", "replace"))
             node = self.w[at + N_PARENT]
         return "?"
@@ -358,19 +360,41 @@ class Tree:
 
     def make_directory(self, section: Section) -> int:
         """A new directory without a name."""
-        w, plan = section.w, section.plan
+        plan = section.plan
+        node = self._make(section, KIND_DIR)
+        self._begin_life(section, node)
+        plan[DIRS] = plan[DIRS] + 1
+        return node
+
+    def make_draft(self, section: Section, lock: int) -> int:
+        """A new file without a name, with that lock word. It has the generation of a free node: nobody may look for it."""
+        node = self._make(section, KIND_DRAFT)
+        section.w[self.nodes_at + node * NODE_WORDS] = lock
+        return node
+
+    def _make(self, section: Section, kind: int) -> int:
+        w = section.w
         node = self.take_node(section)
         at = self.nodes_at + node * NODE_WORDS
         now = time.time_ns()
         w[at + N_SEQ] = w[at + N_SEQ] + 1 | 1
         section.even(at + N_SEQ)
         w[at] = 0
-        w[at + N_SIZE : at + N_TEXT] = array("Q", (0, 0, now, now, 0, 0, 0, 0, KIND_DIR << KIND_SHIFT, 0, 0, 0))
-        generation = w[at + N_GENERATION]
-        plan[at + N_GENERATION] = generation + 1
-        plan.never_back(at + N_GENERATION, generation + 2)
-        plan[DIRS] = plan[DIRS] + 1
+        w[at + N_SIZE : at + N_TEXT] = array("Q", (0, 0, now, now, 0, 0, 0, 0, kind << KIND_SHIFT, 0, 0, 0))
         return node
+
+    def _begin_life(self, section: Section, node: int) -> None:
+        """The node gets a generation that nobody has seen."""
+        word = self.nodes_at + node * NODE_WORDS + N_GENERATION
+        generation = section.w[word]
+        section.plan[word] = generation + 1
+        section.plan.never_back(word, generation + 2)
+
+    def publish_draft(self, section: Section, node: int, parent: int, name: bytes) -> None:
+        """A file that was made without a name gets one, which must not stand in the plan."""
+        self._begin_life(section, node)
+        self.link(section, node, KIND_FILE, parent, name)
+        section.plan[FILES] = section.plan[FILES] + 1
 
     def unmake(self, section: Section, node: int, kind: int) -> None:
         """Free a file or directory that has no name any more (and no content)."""

@@ -306,6 +306,18 @@ def write(path: str, mode: str, *pieces: bytes, **options: Any) -> Callable[...,
     return do
 
 
+def write_atomically(path: str, mode: str, *pieces: bytes) -> Callable[..., None]:
+    return write(path, mode, *pieces, atomic=True)
+
+
+def give_up(fs: MemoryFileSystem, _: Any) -> None:
+    """A block that raises: what was written goes."""
+    with contextlib.suppress(ZeroDivisionError), fs.open("/d/small", "wb", atomic=True) as handle:
+        handle.write(LARGE)
+        handle.write(LARGER)
+        raise ZeroDivisionError
+
+
 def truncate(path: str, size: int) -> Callable[..., None]:
     def do(fs: MemoryFileSystem, _: Any) -> None:
         with fs.open(path, "r+b") as handle:
@@ -546,6 +558,17 @@ OPERATIONS: dict[str, Operation] = {
         lambda case: case.fs.write_bytes(f"/{LONG}", OTHER),
         ready=lambda fs, fault: fs.open(f"/{LONG}"),
     ),
+    "atomic-new": Operation(write_atomically("/d/x", "xb", SMALL, LARGE)),
+    "atomic-over": Operation(write_atomically("/d/small", "wb", OTHER)),
+    "atomic-over-pieces": Operation(write_atomically("/large", "wb", OTHER), (), in_pieces),
+    "atomic-over-viewed": Operation(write_atomically("/d/small", "wb", LARGE), (), Case.look_at_small),
+    "atomic-over-read-long-name": Operation(
+        lambda fs, _, handle: (write_atomically(f"/{LONG}", "wb", SMALL)(fs, _), handle.close()),
+        (),
+        lambda case: case.fs.write_bytes(f"/{LONG}", OTHER),
+        ready=lambda fs, fault: fs.open(f"/{LONG}"),
+    ),
+    "atomic-given-up": Operation(give_up),
     "read-bytes": Operation(call("read_bytes", "/large")),
     "view": Operation(view_and_forget("/large")),
     "view-of-pieces": Operation(view_and_forget("/large"), (), in_pieces),
