@@ -18,7 +18,6 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from .errors import MFSQuotaExceededError
-from .paths import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -175,7 +174,7 @@ def expand_archive(
     for path in tree:
         if _stands(mfs, path):
             _standing(path).settle(on_conflict)
-    _import(mfs, tree)
+    mfs.import_tree(tree)
 
 
 def expand_archive_streaming(
@@ -308,35 +307,3 @@ class _Room:
         """Raise what writing a file of that size would raise, and leave what it would leave: an empty file."""
         with self._mfs.open(path, "wb"):
             raise MFSQuotaExceededError(size, self._mfs.stats()["free_bytes"])
-
-
-def _import(mfs: MemoryFileSystem, tree: dict[str, bytes]) -> None:
-    """All files or none: `MemoryFileSystem.import_tree`, as soon as there is one."""
-    import_tree: Any = getattr(mfs, "import_tree", None)
-    if import_tree is not None:
-        import_tree(tree)
-        return
-    for path in tree:
-        parse(path)  # ValueError
-    undo: list[tuple[str, bytes | None]] = []
-    try:
-        for path, content in tree.items():
-            missing = path
-            while not mfs.exists(parent := posixpath.dirname(missing)):
-                missing = parent
-            undo.append((missing, mfs.read_bytes(path) if mfs.is_file(path) else None))
-            mfs.mkdir(posixpath.dirname(path), exist_ok=True)
-            mfs.write_bytes(path, content)
-    except BaseException:
-        for path, old in reversed(undo):
-            _put_back(mfs, path, old)
-        raise
-
-
-def _put_back(mfs: MemoryFileSystem, path: str, old: bytes | None) -> None:
-    if old is not None:
-        mfs.write_bytes(path, old)
-    elif mfs.is_dir(path):
-        mfs.rmtree(path)
-    elif mfs.is_file(path):
-        mfs.remove(path)

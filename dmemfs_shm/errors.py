@@ -221,18 +221,19 @@ class MFSDeadlockError(_MessageError, BlockingIOError):
 
 
 class MFSFileOpenError(MFSError, BlockingIOError):
-    """A file that is to be renamed, replaced or removed is open.
+    """A file that is to be renamed, replaced, removed or imported is open.
 
-    path; holders: who has it open, a text each.
+    path; holders: who has it open, a text each; doing: "import", or "" for the others.
     """
 
-    _fields = ("path", "holders")
+    _fields = ("path", "holders", "doing")
     _errno = errno.EBUSY
 
-    def __init__(self, path: str, holders: tuple[str, ...] = ()) -> None:
-        self.path, self.holders = path, tuple(holders)
+    def __init__(self, path: str, holders: tuple[str, ...] = (), doing: str = "") -> None:
+        self.path, self.holders, self.doing = path, tuple(holders), doing
+        what = f"Cannot {doing}: file is open" if doing else "File is open"
         who = f" (by {'; '.join(self.holders)})" if self.holders else ""
-        self._tell(f"File is open: '{path}'{who}")
+        self._tell(f"{what}: '{path}'{who}")
 
 
 class MFSStoreBusyError(_MessageError, BlockingIOError):

@@ -26,7 +26,7 @@ import time
 import uuid as uuids
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 from .errors import (
@@ -45,8 +45,6 @@ from .store.attachment import Attachment, Parameters
 from .store.layout import (
     BACKENDS,
     CHARGED,
-    DIRS,
-    FILES,
     KIND_DIR,
     KIND_FILE,
     KIND_SHIFT,
@@ -80,7 +78,7 @@ from .store.layout import (
 )
 from .store.lazy import load
 from .store.memory import available_bytes
-from .store.namespace import Entry, Found, Path
+from .store.namespace import Entry, Fill, Found, Path
 from .store.segment import Segment
 
 DEFAULT_QUOTA = 256 * 1024 * 1024
@@ -525,11 +523,32 @@ class MemoryFileSystem:
         size = len(source)
         self._guard.check_before_write(size)
 
-        def fill(segment: Segment, offset: int) -> None:
-            segment.mm[offset : offset + size] = source
-
-        store.names.put(parse(path), size, fill, self._timeout, replace=True)
+        store.names.put(parse(path), size, _filler(source, size), self._timeout, replace=True)
         return size
+
+    def import_tree(self, tree: Mapping[str, Any] | Mapping[os.PathLike[str], Any]) -> None:
+        """Make the files of *tree*, path to content (any C-contiguous buffer): all of them at once for everybody, or none.
+
+        Files that stand are replaced, and as new ones are (created_at is now, generation 0); views keep the old content.
+        Missing directories are made. Old and new are both charged until then. Waits for no file.
+
+        MFSFileOpenError (one of them is open anywhere), IsADirectoryError, FileExistsError (a file where a directory must
+        be), MFSQuotaExceededError, MFSNodeLimitExceededError, MFSNoSpaceError, and for a path or content that can't be one
+        ValueError, OSError(ENAMETOOLONG), TypeError.
+        """
+        store = self._attached()
+        if not tree:
+            return
+        files, total = {}, 0
+        for path, data in tree.items():
+            parsed = parse(path)
+            if not parsed.parts:
+                raise IsADirectoryError(f"Is a directory: '{parsed.text}'")
+            source = data if type(data) is bytes else memoryview(bytes_of(data))
+            files[tuple(parsed.parts)] = len(source), _filler(source, len(source))
+            total += len(source)
+        self._guard.check_before_write(total)
+        store.grafts.import_tree(files, self._timeout)
 
     def view(self, path: AnyPath, *, allow_abandoned: bool = False) -> Any:
         """A read-only view of the file's own memory; use it as ``with fs.view(path) as v``, where v is a memoryview.
@@ -650,7 +669,7 @@ class MemoryFileSystem:
         FileNotFoundError, FileExistsError, NotADirectoryError, MFSQuotaExceededError.
         """
         source, target = parse(src), parse(dst)
-        self._attached().names.copy_tree(source, target, self._guard.check_before_write, self._timeout)
+        self._attached().grafts.copy_tree(source, target, self._guard.check_before_write, self._timeout)
 
     def snapshot(self, target: Any, *, allow_abandoned: bool = False) -> None:
         """Write everything to *target*, a binary file object (a pipe, a socket's file or a GzipFile will do), as one stream.
@@ -811,13 +830,14 @@ class MemoryFileSystem:
         if store.dropped or store.unpinned:
             store.work_off()
         w = store.w
+        files, directories = store.names.counts()  # first: it may end an import, which gives back what was replaced
         used, quota = w[USED], w[W_QUOTA]
         return MFSStats(
             used_bytes=used,
             quota_bytes=quota,
             free_bytes=quota - used,
-            file_count=w[FILES],
-            dir_count=w[DIRS],
+            file_count=files,
+            dir_count=directories,
             chunk_count=w[CHARGED],
             overhead_per_chunk_estimate=w[W_FILE_CHARGE],
         )
@@ -829,6 +849,7 @@ class MemoryFileSystem:
         if store.dropped or store.unpinned:
             store.work_off()
         w = store.w
+        files, directories = store.names.counts()
         used = w[USED]
         return MFSInfo(
             name=store.name,
@@ -840,8 +861,8 @@ class MemoryFileSystem:
             free=w[W_QUOTA] - used,
             orphaned=w[ORPHANED],
             backed=store.arenas.backed_bytes(),
-            files=w[FILES],
-            directories=w[DIRS],
+            files=files,
+            directories=directories,
             max_nodes=store.options["max_nodes"],
             max_participants=store.layout.slots,
             file_charge=w[W_FILE_CHARGE],
@@ -871,6 +892,15 @@ class MemoryFileSystem:
 
 
 # ---- helpers of the class
+
+
+def _filler(source: Any, size: int) -> Fill:
+    """What stores *source* into blocks of the store."""
+
+    def fill(segment: Segment, offset: int) -> None:
+        segment.mm[offset : offset + size] = source
+
+    return fill
 
 
 def _below(path: str, entry: Entry) -> str:

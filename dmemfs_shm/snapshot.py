@@ -24,7 +24,7 @@ from .errors import MFSLockTimeoutError, MFSSnapshotError
 from .frames import CHUNK, FrameReader, FrameWriter
 from .guard import MemoryGuard
 from .store.attachment import Attachment
-from .store.graft import Facts, Graft, grow
+from .store.graft import Facts, Graft
 from .store.layout import KIND_DIR, KIND_FILE, NAME_BYTES_MAX, PATH_BYTES_MAX, WORD_MAX
 from .store.picture import FROZEN_MOST, Picture, Shot, Spot, Stamp
 from .store.segment import Segment
@@ -177,7 +177,7 @@ def load(store: Attachment, source: Any, timeout: float | None, guard: MemoryGua
         raise frames.damage("is not the first of a snapshot")
     if version != VERSION:
         raise MFSSnapshotError(f"The snapshot has version {version}; this build reads version {VERSION}.")
-    grow(store, timeout, lambda graft: _Loading(graft, frames, guard).load())
+    store.grafts.restore(lambda graft: _Loading(graft, frames, guard).load(), timeout)
 
 
 class _Loading:

@@ -82,6 +82,7 @@ def _head(seen: Inspection) -> Section:
                 ("recovering", life.recovering),
                 ("moving or removing a directory", life.moving_directories),
                 ("trash left to free", life.trash_waiting),
+                ("publishing an import", life.importing),
             )
             if at_it
         ]

@@ -43,6 +43,7 @@ from . import names, segment
 from .arenas import Arenas
 from .blocks import Blocks, NeedMemory
 from .content import Content
+from .graft import Grafts
 from .identity import ByteLocks, Participants, keep_locked
 from .journal import Words
 from .layout import (
@@ -226,8 +227,7 @@ class Attachment:
         self.content = Content(self, self.tree, self.blocks)
         self.unpinned = self.content.leases.lost  # views that are gone, as `dropped`
         self.names = Namespace(self)
-        self.intending = threading.RLock()  # orders this process's operations that use the slot's intent word
-        self.has_half_copy = False  # one of them failed and has left something
+        self.grafts = Grafts(self)
         self.wants_buckets = False
         self._life: segment.Anchor | None = None  # counts us among the users of a private store
 
@@ -474,8 +474,8 @@ class Attachment:
                 self.rw.work_off()
             if self.unpinned:
                 self.content.leases.work_off(self.names.give_back_pin)
-            if self.has_half_copy:
-                self.names.drain_half_copy()
+            if self.grafts.has_left:
+                self.grafts.drain_left()
             if interrupted:
                 self.names.drain()
         except BaseException as error:

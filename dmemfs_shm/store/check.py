@@ -32,13 +32,16 @@ from .layout import (
     ARENAS_MAX,
     BUCKETS,
     CHARGED,
+    D_DRAFTED,
     DESCRIPTOR_WORDS,
     DIRS,
+    DRAFTED,
     DRAFTS,
     FILES,
     FREE,
     GRANTED,
     HELD,
+    INTENT,
     KIND_DIR,
     KIND_DRAFT,
     KIND_FILE,
@@ -60,6 +63,7 @@ from .layout import (
     N_RUNS,
     N_SIBLINGS,
     N_SIZE,
+    NAMESPACE,
     NODE_BACKED,
     NODE_BREAK,
     NODE_FREE,
@@ -87,6 +91,7 @@ from .layout import (
     RUN_HEADS,
     RUN_MAP,
     S_CLEAN,
+    S_DRAFTED,
     S_INTENT,
     S_PINS,
     SLAB_CLASSES,
@@ -312,16 +317,35 @@ class _Checker:
             self._content(node, f"content {node}", charged=False)
             self.orphaned += self.used - before
             self.pin_nodes[node] = 0
-        top, steps = self.w[TRASH], 0
+        top, steps, drafted = self.w[TRASH], 0, 0
         while top and steps <= self.end:
-            self._subtree(top, "the trash")
+            count = self._count(top, "the trash")
+            drafted += count if self.w[self.at(top) + D_DRAFTED] else 0
             top = self.w[self.at(top) + N_SIBLINGS] & LOW32
             steps += 1
+        if self.w[INTENT]:
+            self.expect(self.w[NAMESPACE] & 1 == 1, "an import is being published and the namespace word is even")
+            self._subtree(self.w[INTENT], "an import that is being published")
         for slot in range(self.store.layout.slots):
             if self.store.participants.has_memory(slot):
-                draft = self.w[self.store.layout.slot_at(slot) + S_INTENT]
-                if draft:
-                    self._subtree(draft, f"a draft of slot {slot}")
+                drafted += self._draft(slot)
+        self.expect(
+            self.w[DRAFTED] == drafted, f"{self.w[DRAFTED]:#x} files and directories being prepared, {drafted:#x} found"
+        )
+
+    def _draft(self, slot: int) -> int:
+        """What a participant is preparing: how many files and directories, as in S_DRAFTED."""
+        at = self.store.layout.slot_at(slot)
+        top = self.w[at + S_INTENT]
+        count = self._count(top, f"a draft of slot {slot}") if top else 0
+        self.expect(self.w[at + S_DRAFTED] == count, f"slot {slot} prepares {self.w[at + S_DRAFTED]:#x}, {count:#x} found")
+        return count
+
+    def _count(self, top: int, what: str) -> int:
+        """Look at a tree; how many files and directories it has, as in DRAFTED."""
+        files, dirs = self.files, self.dirs
+        self._subtree(top, what)
+        return self.files - files << 32 | self.dirs - dirs
 
     def _nameless(self, ring: int, kind: int, what: str) -> None:
         for node in self.content.ring(ring):

@@ -1,25 +1,61 @@
-"""A tree that is prepared apart, where nobody sees it, and then published whole: what `restore` grows.
+"""Trees that are prepared apart, where nobody sees them, and published whole: copies, imports, what `restore` reads.
 
-It hangs on a nameless directory that the slot's intent word leads to, as a copy of `Namespace.copy_tree` does: after a
-death or failure it goes to the trash with everything in it. What it holds is charged while it grows.
+A tree grows beneath a nameless directory that the slot's intent word leads to, in small transactions. What it holds is
+charged while it grows; DRAFTED and S_DRAFTED count its files and directories, so that nobody takes them for the store's.
+One transaction publishes it, of a size that does not depend on the tree's:
 
-`Graft.publish` is the one place where it becomes part of the store.
+    under a name    (copy_tree) the nameless directory gets it.
+    over the root   (import_tree, restore) the tree is a picture of the root, and becomes the store's INTENT under an odd
+                    namespace word. From then on it is published, for whoever enters m[0] first takes its entries to their
+                    places, in small transactions, until it is empty (`Grafts.settle`). Nobody looks at anything in between:
+                    what is read without m[0] counts only under an even namespace word. Nothing in it can fail for want of
+                    memory: entries move, and what they replace is freed.
+
+After a failure or death before that transaction it goes to the trash with everything in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Container, Mapping
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import MFSNodeLimitExceededError, MFSParameterError, MFSReentrantCallError
-from .layout import D_CHILD, DIRS, FILES, KIND_DIR, KIND_FILE, N_CREATED, N_MODIFIED, ROOT
-from .namespace import COPIED_IN_SECTION_MOST, PREPARING, Fill, is_preparing
+from ..errors import MFSCorruptStoreError, MFSNodeLimitExceededError, MFSReentrantCallError, MFSStoreBusyError
+from .content import units_for
+from .layout import (
+    D_CHILD,
+    D_DRAFTED,
+    DRAFTED,
+    INTENT,
+    KIND_DIR,
+    KIND_FILE,
+    LOW32,
+    N_CREATED,
+    N_GENERATION,
+    N_MODIFIED,
+    N_PARENT,
+    N_SIZE,
+    NAMESPACE,
+    ORPHANS,
+    ROOT,
+    S_DRAFTED,
+    S_INTENT,
+    UNIT,
+    WORD,
+)
+from .namespace import COPIED_IN_SECTION_MOST, Approve, Busy, Fill, Found, Parts, Path
 from .section import Section
 
 if TYPE_CHECKING:
     from .attachment import Attachment
 
-PUBLISHED_MOST = 40  # entries that move in one transaction: five words each
+MOVED_A_VISIT = 256  # entries of a tree that is published over the root: a few milliseconds
+PREPARED_A_VISIT = 32
+
+Files = Mapping[Parts, tuple[int, Fill]]
 
 
 class Facts(NamedTuple):
@@ -31,27 +67,31 @@ class Facts(NamedTuple):
 
 
 class Graft:
-    """A tree in preparation, its directories named by their nodes. Made by `grow`."""
+    """A tree in preparation, its directories named by their nodes.
 
-    def __init__(self, store: Attachment, top: int, timeout: float | None) -> None:
+    MFSNodeLimitExceededError where it is too much for the store: *surplus* of its nodes will not stay when it is published.
+    None: that is found out then.
+    """
+
+    def __init__(self, store: Attachment, top: int, timeout: float | None, *, surplus: int | None = 0) -> None:
         self.store = store
         self.names = store.names
         self.tree = store.tree
+        self.drafted = store.layout.slot_at(store.slot) + S_DRAFTED
         self.top = top
         self.timeout = timeout
+        self.surplus = surplus
 
-    def make_directory(self, parent: int, name: bytes, facts: Facts) -> int:
+    def make_directory(self, parent: int, name: bytes, facts: Facts | None = None) -> int:
         """A directory; the name must not stand."""
 
         def step(section: Section) -> int:
             self._check_limit(section)
-            node = self.tree.add(section, KIND_DIR, parent, name)
-            self._note(node, facts)
-            return node
+            return self.add(section, KIND_DIR, parent, name, 0, facts)
 
         return self.store.transact(step, self.timeout)
 
-    def make_file(self, parent: int, name: bytes, size: int, fill: Fill, facts: Facts) -> None:
+    def make_file(self, parent: int, name: bytes, size: int, fill: Fill, facts: Facts | None = None) -> None:
         """A file; the name must not stand. ``fill`` is called once, outside of any section, if it has much to store."""
         if size <= COPIED_IN_SECTION_MOST:
             self._make_file(parent, name, size, fill, None, facts)
@@ -65,88 +105,457 @@ class Graft:
         finally:
             names.give_back_pin(held.pop())
 
-    def _make_file(self, parent: int, name: bytes, size: int, fill: Fill | None, pin: int | None, facts: Facts) -> None:
+    def _make_file(self, parent: int, name: bytes, size: int, fill: Fill | None, pin: int | None, facts: Facts | None) -> None:
         def step(section: Section) -> None:
             self._check_limit(section)
-            node = self.tree.add(section, KIND_FILE, parent, name, size, facts.content)
-            self._note(node, facts)
-            self.names._attach(section, node, size, fill, pin)
+            node = self.add(section, KIND_FILE, parent, name, size, facts)
+            self.names.give_content(section, node, size, fill, pin)
 
         self.store.transact(step, self.timeout)
 
-    def _note(self, node: int, facts: Facts) -> None:
-        """Plainly: until the commit nobody has the generation to look at the node."""
-        w, at = self.store.w, self.names.at(node)
-        w[at + N_CREATED] = facts.created
-        w[at + N_MODIFIED] = facts.modified
+    def add(self, section: Section, kind: int, parent: int, name: bytes, size: int = 0, facts: Facts | None = None) -> int:
+        """A file, without its content yet, or a directory, in the section's plan."""
+        count_drafted(section, self.drafted, kind, 1)
+        node = self.tree.add(section, kind, parent, name, size, facts.content if facts else 0)
+        if facts:  # plainly: until the commit nobody has the generation to look at the node
+            w, at = self.store.w, self.names.at(node)
+            w[at + N_CREATED] = facts.created
+            w[at + N_MODIFIED] = facts.modified
+        return node
 
     def _check_limit(self, section: Section) -> None:
-        """As `Tree.check_limit`; the nameless directory that it all hangs on does not count, since it will not stay."""
-        limit = self.tree.nodes_max
-        if limit and section.plan[FILES] + section.plan[DIRS] - 1 >= limit:
-            raise MFSNodeLimitExceededError(limit, limit)
+        if self.surplus is None:
+            return
+        drafted = section.plan[self.drafted]
+        self.tree.check_limit(section, (drafted >> 32) + (drafted & LOW32) - self.surplus)
 
     def remove(self, parent: int, name: bytes) -> bool:
         """Take a file or a directory away, which must stand. False if it is a directory with something in it."""
 
         def step(section: Section) -> bool:
             node = self.tree.find(parent, name)
+            kind = self.tree.kind(node)
             section.enter(node)
-            if self.tree.kind(node) == KIND_FILE:
-                self.names._take_away(section, node)
+            if kind == KIND_FILE:
+                self.names.take_away(section, node)
             elif section.w[self.names.at(node) + D_CHILD]:
                 return False
             else:
                 self.tree.unlink(section, node)
                 self.tree.unmake(section, node, KIND_DIR)
+            count_drafted(section, self.drafted, kind, -1)
             return True
 
         return self.store.transact(step, self.timeout)
 
-    def publish(self, section: Section, intent: int) -> None:
-        """What is in the tree is in the root from the commit on: all or nothing, and nothing that stands is touched.
 
-        FileExistsError if a name stands there. MFSParameterError for more than PUBLISHED_MOST names at the top: they do not
-        fit into one transaction. (This is the place to hand the tree to a publication without bounds.)
+def count_drafted(section: Section, drafted: int, kind: int, more: int) -> None:
+    """So many files or directories more are being prepared in the slot that has this S_DRAFTED."""
+    one = more << 32 if kind == KIND_FILE else more
+    for word in (DRAFTED, drafted):
+        section.plan[word] = section.plan[word] + one
+
+
+def _is_running(code: CodeType) -> bool:
+    """Whether the function that calls us runs twice: a signal handler or finaliser that came into the first has called it."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _text(parts: Parts) -> str:
+    return Path("", [*parts, b""]).parent
+
+
+class Grafts:
+    """What prepares trees and publishes them, for one attached process."""
+
+    def __init__(self, store: Attachment) -> None:
+        self.store = store
+        self.w = store.w
+        self.names = store.names
+        self.tree = store.tree
+        self.content = store.content
+        self.intending = threading.RLock()  # orders this process's operations that use the slot's intent word
+        self.has_left = False  # one of them failed and has left something
+
+    # ---- the intent word
+
+    @property
+    def _intent(self) -> int:
+        return self.store.layout.slot_at(self.store.slot) + S_INTENT
+
+    def _prepare(self, work: Callable[[], None]) -> None:
+        """Do something that prepares a tree and publishes it; if it fails, what it has prepared goes."""
+        with self.intending:
+            if self.w[self._intent] and _is_running(Grafts._prepare.__code__):
+                raise MFSReentrantCallError(
+                    "A signal handler or finaliser called copy_tree, import_tree or restore inside such a call."
+                )
+            self.drop_left()
+            try:
+                work()
+            except BaseException:
+                self.has_left = True
+                self.store.dropped.append(None)  # should this be interrupted, too
+                self.drop_left()
+                raise
+
+    def drop_left(self) -> None:
+        """What was not published goes to the trash. REQUIRES `intending`."""
+        store, slot_at = self.store, self._intent - S_INTENT
+        try:
+            self.has_left = False
+            if self.w[self._intent]:
+                store.transact(lambda section: self.abandon(section, slot_at), store.patience)
+                self.names.drain_trash()
+        except BaseException:
+            self.has_left = True
+            store.dropped.append(None)
+            raise
+
+    def drain_left(self) -> None:
+        """Something that failed could not take back what it had prepared."""
+        with self.intending:
+            self.drop_left()
+
+    def abandon(self, section: Section, slot_at: int) -> None:
+        """What was prepared in a slot goes to the trash."""
+        plan = section.plan
+        top = plan[slot_at + S_INTENT]
+        if top:
+            self.tree.check_child(top, 0, slot_at + S_INTENT)
+            self.names.to_trash(section, top)
+            plan[self.names.at(top) + D_DRAFTED] = 1
+            plan[slot_at + S_DRAFTED] = 0
+            plan[slot_at + S_INTENT] = 0
+
+    def _begin(self, section: Section) -> int:
+        """The top of what we are about to prepare."""
+        top = self.tree.make_directory(section)
+        section.plan[self._intent] = top
+        count_drafted(section, self._intent - S_INTENT + S_DRAFTED, KIND_DIR, 1)
+        return top
+
+    def _end(self, section: Section) -> None:
+        """What we have prepared is published: it counts from now on."""
+        plan, drafted = section.plan, self._intent - S_INTENT + S_DRAFTED
+        plan[DRAFTED] = plan[DRAFTED] - plan[drafted]
+        plan[drafted] = 0
+        plan[self._intent] = 0
+
+    # ---- copy_tree
+
+    def copy_tree(self, src: Path, dst: Path, approve: Approve, timeout: float | None) -> None:
+        """A copy of a directory and everything below it, visible to others when it is complete.
+
+        ``approve(charge)`` may refuse it by an exception.
         """
-        entries = self.tree.children(self.top)
-        if len(entries) > PUBLISHED_MOST:
-            raise MFSParameterError(
-                f"{len(entries)} names at the top are too many to be published at once: at most {PUBLISHED_MOST}."
-            )
-        for node in entries:
+        transact = self.store.transact
+
+        def copy() -> None:
+            source, top = transact(lambda section: self._begin_copy(section, src, dst), timeout)
+            charge = self._tree_charge(source)
+            transact(lambda section: self.content.require_charge(section, charge), timeout)
+            approve(charge)
+            self._copy_children(source, Graft(self.store, top, timeout))
+            transact(lambda section: self._end_copy(section, dst, top), timeout)
+
+        self._prepare(copy)
+
+    def _begin_copy(self, section: Section, src: Path, dst: Path) -> tuple[Found, int]:
+        node = self.tree.walk(src.parts)
+        if not node:
+            raise FileNotFoundError(f"No such file or directory: '{src.text}'")
+        if self.tree.kind(node) != KIND_DIR:
+            raise NotADirectoryError(f"Not a directory: '{src.text}'")
+        if self.tree.walk(dst.parts):
+            raise FileExistsError(f"Destination already exists: '{dst.text}'")
+        self.names.parent_for(section, dst, make_parents=False)
+        self.tree.check_limit(section)
+        top = self._begin(section)
+        return (node, self.w[self.names.at(node) + N_GENERATION], self.w[NAMESPACE]), top
+
+    def _end_copy(self, section: Section, dst: Path, top: int) -> None:
+        if self.tree.walk(dst.parts):
+            raise FileExistsError(f"Destination already exists: '{dst.text}'")
+        parent = self.names.parent_for(section, dst, make_parents=False)
+        section.unsettle_namespace()  # what is in the copy has even sequences, and must not be found before the commit
+        self.tree.link(section, top, KIND_DIR, parent, dst.parts[-1])
+        self._end(section)
+
+    def _tree_charge(self, found: Found) -> int:
+        """What the files below a directory are charged, or would be if they were closed."""
+        total, todo = 0, [found[:2]]
+        while todo:
+            for entry in self.names.entries_of(*todo.pop(), self.store.patience):
+                if entry.kind == KIND_DIR:
+                    todo.append((entry.node, entry.generation))
+                elif entry.kind == KIND_FILE:
+                    total += self.content.charged(units_for(self.w[self.names.at(entry.node) + N_SIZE]) * UNIT)
+        return total
+
+    def _copy_children(self, source: Found, graft: Graft) -> None:
+        stack = [(source[0], source[1], graft.top)]
+        while stack:
+            node, generation, target = stack.pop()
+            for entry in self.names.entries_of(node, generation, graft.timeout):
+                if entry.kind == KIND_DIR:
+                    stack.append((entry.node, entry.generation, graft.make_directory(target, entry.name)))
+                elif entry.kind == KIND_FILE:
+                    self._copy_file(node, generation, entry.name, graft, target)
+
+    def _copy_file(self, directory: int, generation: int, name: bytes, graft: Graft, target: int) -> None:
+        """Copy the file of that name in a directory, unless it went meanwhile."""
+        names = self.names
+
+        def find(section: Section) -> Found | None:
+            node = self.tree.find(directory, name) if names.is_directory(directory, generation) else 0
+            if not node or self.tree.kind(node) != KIND_FILE:
+                return None
+            return node, self.w[names.at(node) + N_GENERATION], self.w[NAMESPACE]
+
+        def copied(size: int, fill: Fill) -> None:
+            graft.make_file(target, name, size, fill)
+
+        while found := self.store.transact(find, graft.timeout):
+            if names.reading(found, self.tree.path(found[0]), graft.timeout, copied):
+                break
+
+    # ---- restore
+
+    def restore(self, grow: Callable[[Graft], None], timeout: float | None) -> None:
+        """Let ``grow(graft)`` make a tree whose top is the root's picture, then publish it beside what stands.
+
+        FileExistsError if a name at its top stands.
+        """
+
+        def work() -> None:
+            top = self.store.transact(self._begin, timeout)
+            grow(Graft(self.store, top, timeout, surplus=1))
+            self.store.transact(lambda section: self._commit_restore(section, top), timeout)
+            self._see_it_settled()
+
+        self._prepare(work)
+
+    def _commit_restore(self, section: Section, top: int) -> None:
+        for node in self.tree.children(top):
             name = self.tree.name(self.names.at(node))
             if self.tree.find(ROOT, name):
                 raise FileExistsError(f"Destination already exists: '/{name.decode('utf-8', 'replace')}'")
-        section.unsettle_namespace()  # what is in the tree has even sequences, and must not be found before the commit
-        self.tree.adopt(section, self.top, ROOT)
-        self.tree.unmake(section, self.top, KIND_DIR)
-        section.plan[intent] = 0
+        section.unsettle_namespace()
+        self._end(section)
+        section.plan[INTENT] = top
+
+    # ---- import_tree
+
+    def import_tree(self, files: Files, timeout: float | None) -> None:
+        """Make all these files, over those that stand, and the directories above them that are missing; at once, or not at all.
+
+        IsADirectoryError, FileExistsError (a file where a directory must be), MFSFileOpenError, MFSQuotaExceededError,
+        MFSNodeLimitExceededError.
+        """
+        _check_paths(files)
+        charge = sum(self.content.charged(units_for(size) * UNIT) for size, _ in files.values())
+        attempt = self.names.attempt
+
+        def begin(section: Section) -> int:
+            self._refuse_open(files)
+            self.content.require_charge(section, charge)
+            if 0 < self.tree.nodes_max <= len(files):
+                raise MFSNodeLimitExceededError(self.tree.nodes_max, self.tree.nodes_max)
+            return self._begin(section)
+
+        def work() -> None:
+            top = attempt(begin, timeout, doing="import")
+            _Import(Graft(self.store, top, timeout, surplus=None)).prepare(files)
+            attempt(lambda section: self._commit_import(section, files, top), timeout, doing="import")
+            self._see_it_settled()
+
+        self._prepare(work)
+
+    def _refuse_open(self, files: Container[Parts]) -> None:
+        """Busy if a file at one of these paths is open. REQUIRES m[0]; exact under a frozen namespace."""
+        for node in self.names.open_nodes():
+            if self.tree.kind(node) == KIND_FILE and self._parts(node) in files:
+                raise Busy(node)
+
+    def _parts(self, node: int) -> Parts | None:
+        """The path of a node; None if no path leads to it."""
+        parts: list[bytes] = []
+        for _ in range(2048):
+            if node == ROOT:
+                return tuple(reversed(parts))
+            at = self.tree.check_node(node, self.names.at(node))
+            parts.append(self.tree.name(at))
+            node = self.w[at + N_PARENT]
+            if not node:
+                break
+        return None
+
+    def _commit_import(self, section: Section, files: Files, top: int) -> None:
+        self._check_places(section, files)
+        section.freeze_namespace()
+        self._refuse_open(files)
+        self._end(section)
+        section.plan[INTENT] = top
+
+    def _check_places(self, section: Section, files: Files) -> None:
+        """See, one by one, that the files can be made where they are to be."""
+        tree, count = self.tree, self.tree.count(section)
+        stand: dict[Parts, int] = {(): ROOT}
+        for parts in files:
+            above = parts[:-1]
+            if above not in stand:
+                count += self._check_directories(stand, above, count)
+            directory = stand[above]
+            node = tree.find(directory, parts[-1]) if directory else 0
+            if node and tree.kind(node) != KIND_FILE:
+                raise IsADirectoryError(f"Is a directory: '{_text(parts)}'")
+            self._expect_room(count)
+            count += not node
+
+    def _check_directories(self, stand: dict[Parts, int], parts: Parts, count: int) -> int:
+        """Learn which of the directories of a path stand; how many are missing and were not known to be."""
+        missing = 0
+        for end in range(1, len(parts) + 1):
+            part = parts[:end]
+            if part not in stand:
+                directory = stand[parts[: end - 1]]
+                node = self.tree.find(directory, part[-1]) if directory else 0
+                if node and self.tree.kind(node) != KIND_DIR:
+                    raise FileExistsError(f"A file exists at path component: '{part[-1].decode('utf-8', 'replace')}'")
+                if not node:
+                    self._expect_room(count + missing)
+                    missing += 1
+                stand[part] = node
+        return missing
+
+    def _expect_room(self, count: int) -> None:
+        if 0 < self.tree.nodes_max <= count:
+            raise MFSNodeLimitExceededError(count, self.tree.nodes_max)
+
+    # ---- what was committed as the store's INTENT
+
+    def _see_it_settled(self) -> None:
+        """Nobody can do anything before what was committed is in its place, so nothing is lost if we can't help."""
+        with contextlib.suppress(MFSStoreBusyError):
+            self.store.transact(lambda _: None, self.store.patience)
+            if self.w[ORPHANS]:
+                self.names.drain_orphans()
+
+    def settle(self, section: Section) -> bool:
+        """Take some entries of the tree that was committed to their places; whether there is more to do.
+
+        A directory of it that stands is gone through and then freed; one that does not moves with all that is in it. REQUIRES
+        m[0] and an odd namespace word. No step needs memory of the store, so none can fail for want of it.
+        """
+        w, tree = self.w, self.tree
+        draft, directory = w[INTENT], ROOT
+        tree.check_child(draft, 0, INTENT)
+        for _ in range(MOVED_A_VISIT):
+            draft, directory = self._descend(draft, directory)
+            at = self.names.at(draft)
+            child, above = w[at + D_CHILD], w[at + N_PARENT]
+            if child:
+                self._take_to(section, child, directory)
+            elif above:
+                tree.unlink(section, draft)
+                tree.unmake(section, draft, KIND_DIR)
+                draft, directory = above, w[self.names.at(directory) + N_PARENT]
+            else:
+                tree.unmake(section, draft, KIND_DIR)
+                section.plan[INTENT] = 0
+            section.commit()
+            section.leave_nodes()
+            if not w[INTENT]:
+                return False
+        return True
+
+    def _descend(self, draft: int, directory: int) -> tuple[int, int]:
+        """From a directory of the tree and the one that stands in its place to where the next entry is to be moved."""
+        w, tree, at = self.w, self.tree, self.names.at
+        while child := w[at(draft) + D_CHILD]:
+            tree.check_child(child, draft, at(draft) + D_CHILD)
+            if tree.kind(child) != KIND_DIR:
+                break
+            there = tree.find(directory, tree.name(at(child)))
+            if not there:
+                break
+            if tree.kind(there) != KIND_DIR:
+                raise MFSCorruptStoreError("index", INTENT * WORD, "a tree that fits", there)
+            draft, directory = child, there
+        return draft, directory
+
+    def _take_to(self, section: Section, node: int, directory: int) -> None:
+        """Move an entry of the tree to its directory; the closed file that has its name there goes."""
+        old = self.tree.find(directory, self.tree.name(self.names.at(node)))
+        if old:
+            if self.tree.kind(old) != KIND_FILE:
+                raise MFSCorruptStoreError("index", INTENT * WORD, "a tree that fits", old)
+            section.enter(old)
+            self.names.take_away(section, old)
+        self.tree.move(section, node, directory)
 
 
-def grow(store: Attachment, timeout: float | None, fill: Callable[[Graft], None]) -> None:
-    """Let ``fill(graft)`` make a tree, then publish it. If anything fails, nothing of it has been seen and all of it goes."""
-    names = store.names
-    intent = names._intent
-    with store.intending:
-        if store.w[intent] and is_preparing():
-            raise MFSReentrantCallError("A signal handler or finaliser called restore inside a call of it, or of copy_tree.")
-        names.end_half_copy()
-        try:
-            graft = Graft(store, store.transact(lambda section: _begin(section, store, intent), timeout), timeout)
-            fill(graft)
-            store.transact(lambda section: graft.publish(section, intent), timeout)
-        except BaseException:
-            store.has_half_copy = True
-            store.dropped.append(None)  # should this be interrupted, too
-            names.end_half_copy()
-            raise
+def _check_paths(files: Files) -> None:
+    """FileExistsError if one of them would have to be a directory for another one."""
+    known: set[Parts] = set()
+    for parts in files:
+        for end in range(len(parts) - 1, 0, -1):
+            above = parts[:end]
+            if above in known:
+                break
+            if above in files:
+                raise FileExistsError(f"A file exists at path component: '{above[-1].decode('utf-8', 'replace')}'")
+            known.add(above)
 
 
-def _begin(section: Section, store: Attachment, intent: int) -> int:
-    top = store.tree.make_directory(section)
-    section.plan[intent] = top
-    return top
+class _Import:
+    """The files of an import on their way into its tree."""
 
+    def __init__(self, graft: Graft) -> None:
+        self.graft = graft
+        self.names = graft.names
+        self.directories: dict[Parts, int] = {(): graft.top}
+        self.left: list[tuple[Parts, int, Fill]] = []
 
-PREPARING.add(grow.__code__)
+    def prepare(self, files: Files) -> None:
+        """Make the files beneath the top: small ones many a visit."""
+        self.left = [(parts, size, fill) for parts, (size, fill) in files.items()]
+        self.left.reverse()
+        transact, timeout = self.graft.store.transact, self.graft.timeout
+        while self.left:
+            parts, size, fill = self.left[-1]
+            if size <= COPIED_IN_SECTION_MOST:
+                transact(self._visit, timeout)
+            else:
+                self.graft.make_file(transact(self._parent_of_next, timeout), parts[-1], size, fill)
+                self.left.pop()
+
+    def _visit(self, section: Section) -> None:
+        room = COPIED_IN_SECTION_MOST
+        for _ in range(PREPARED_A_VISIT):
+            if not self.left or self.left[-1][1] > room:
+                break
+            parts, size, fill = self.left[-1]
+            node = self.graft.add(section, KIND_FILE, self._directory(section, parts[:-1]), parts[-1], size)
+            self.names.give_content(section, node, size, fill, None)
+            section.commit()
+            room -= size
+            self.left.pop()
+
+    def _parent_of_next(self, section: Section) -> int:
+        return self._directory(section, self.left[-1][0][:-1])
+
+    def _directory(self, section: Section, parts: Parts) -> int:
+        """The directory in the tree, made and committed if it is not among those that are known."""
+        depth = len(parts)
+        while parts[:depth] not in self.directories:
+            depth -= 1
+        for end in range(depth + 1, len(parts) + 1):
+            node = self.graft.add(section, KIND_DIR, self.directories[parts[: end - 1]], parts[end - 1])
+            section.commit()
+            self.directories[parts[:end]] = node
+        return self.directories[parts]

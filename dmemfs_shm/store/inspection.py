@@ -53,6 +53,7 @@ from .layout import (
     CHARGED,
     DESCRIPTOR_WORDS,
     DIRS,
+    DRAFTED,
     FILES,
     FINGERPRINT,
     FREE,
@@ -60,6 +61,7 @@ from .layout import (
     GENERATION_STRIDE,
     GRANTED,
     INODE_MUTEXES,
+    INTENT,
     JOURNAL_ENTRIES_MAX,
     KIND_FILE,
     KIND_FREE,
@@ -277,7 +279,7 @@ class _Inspector:
             quota_bytes=quota.quota_bytes if quota else None,
             used_bytes=quota.used_bytes if quota else None,
             memory_bytes=memory,
-            files=self.look("nodes", lambda: self.w[FILES]),
+            files=self.look("nodes", lambda: max(0, self.w[FILES] - (self.w[DRAFTED] >> 32))),
             alive=living[0] if living else None,
             dead=living[1] if living else None,
             created=who.created if who else None,
@@ -564,9 +566,10 @@ class _Inspector:
         except TimeoutError:
             complete = False
         kinds.pop(KIND_FREE, None)
+        drafted = w[DRAFTED]
         figures = snapshot.Nodes(
-            files=w[FILES],
-            directories=w[DIRS],
+            files=max(0, w[FILES] - (drafted >> 32)),
+            directories=max(0, w[DIRS] - (drafted & LOW32)),
             max_nodes=w[W_NODES_MAX] or None,
             in_use=kinds.total() if complete else None,
             backed=min(backed, cap),
@@ -759,6 +762,7 @@ class _Inspector:
             recovering=observer.locked(LB_RECOVER),
             moving_directories=bool(w[NAMESPACE] & 1),
             trash_waiting=bool(w[TRASH]),
+            importing=bool(w[INTENT]),
             life_held=observer.locked(LB_LIFE) if observer.name.startswith("@") else None,
         )
 

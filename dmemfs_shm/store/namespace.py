@@ -5,8 +5,6 @@ transaction that detaches or publishes, and small ones before or after it:
 
     rmtree      one transaction puts the subtree on the trash list; then its nodes are freed a few at a time, by the caller,
                 or by anybody after the caller's death
-    copy_tree   the copy grows under a nameless directory that the slot's intent word leads to; one transaction gives it
-                its name. Death or failure puts it on the trash list.
     put         content is written into free blocks, then attached with its name or swapped in
     draft       a file grows without a name, in the ring DRAFTS, under the exclusive lock of the one handle that knows it;
                 `publish` gives it its name, over the file that has it, and ends the lock, in one transaction. Until
@@ -22,10 +20,8 @@ slots are looked at. A dead holder is reaped before anything is refused.
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterable
-from types import CodeType, FrameType
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..errors import (
@@ -34,13 +30,15 @@ from ..errors import (
     MFSFileOpenError,
     MFSNoSpaceError,
     MFSParameterError,
-    MFSReentrantCallError,
     MFSStoreBusyError,
     MFSViewError,
 )
 from .content import units_for
 from .layout import (
     D_CHILD,
+    D_DRAFTED,
+    DIRS,
+    DRAFTED,
     DRAFTS,
     FILES,
     FREE,
@@ -87,7 +85,6 @@ from .layout import (
     REC_STATE,
     REC_WRITER,
     ROOT,
-    S_INTENT,
     S_PINS,
     STATE_READY,
     TEXT_BYTES,
@@ -117,6 +114,7 @@ _WRITES = HELD | REC_WRITER
 T = TypeVar("T")
 Fill = Callable[[Segment, int], None]
 Approve = Callable[[int], None]
+Parts = tuple[bytes, ...]
 Found = tuple[int, int, int]
 
 
@@ -149,18 +147,6 @@ class Busy(Exception):
     def __init__(self, node: int) -> None:
         super().__init__(node)
         self.node = node
-
-
-PREPARING: set[CodeType] = set()  # of the functions that use the intent word
-
-
-def is_preparing() -> bool:
-    """Whether another function that uses the intent word runs beneath the one that calls us: a signal handler or finaliser
-    that came into that one has called this one."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code not in PREPARING:
-        frame = frame.f_back
-    return frame is not None
 
 
 class Namespace:
@@ -257,7 +243,7 @@ class Namespace:
 
     # ---- trying again after the dead were reaped
 
-    def attempt(self, step: Callable[[Section], T], timeout: float | None) -> T:
+    def attempt(self, step: Callable[[Section], T], timeout: float | None, *, doing: str = "") -> T:
         """Do a step that needs files to be closed. MFSFileOpenError if one is open and its holder lives."""
         try:
             return self.store.transact(step, timeout)
@@ -268,7 +254,7 @@ class Namespace:
                 return self.store.transact(step, timeout)
             except Busy as busy:
                 path = self.tree.path(busy.node)
-                raise MFSFileOpenError(path, self.store.holders(busy.node)) from None
+                raise MFSFileOpenError(path, self.store.holders(busy.node), doing) from None
 
     def _must_be_closed(self, node: int) -> None:
         """REQUIRES m[0] and the node's mutex."""
@@ -278,14 +264,20 @@ class Namespace:
     def _freeze(self, section: Section, node: int) -> None:
         """Nobody may open anything beneath this directory until the commit; Busy if somebody has something open."""
         section.freeze_namespace()
+        for open_one in self.open_nodes():
+            if self._is_beneath(open_one, node):
+                raise Busy(open_one)
+
+    def open_nodes(self) -> Iterator[int]:
+        """The node of each lock record that is not free."""
         w = self.w
         for slot in range(self.store.layout.slots):
             if not self.store.participants.has_memory(slot):
                 break
             for record in self.store.rw.records(slot):
                 word = w[record]
-                if word & REC_STATE and self._is_beneath(word >> REC_NODE_SHIFT, node):
-                    raise Busy(word >> REC_NODE_SHIFT)
+                if word & REC_STATE:
+                    yield word >> REC_NODE_SHIFT
 
     def _is_beneath(self, node: int, directory: int) -> bool:
         if self.tree.kind(node) != KIND_FILE:
@@ -443,10 +435,11 @@ class Namespace:
             if not lock & LOCK_BUSY and self.content.few_runs(section.plan, self.at(node)):
                 self._swap_content(section, node, size, fill, pin)
                 return 0
-            self._take_away(section, node)
+            self.take_away(section, node)
             content = self.w[self.at(node) + N_CONTENT] + 1
         elif not size:
             content = 0
+        self.tree.check_limit(section)
         new = self._new_file(section, parent, path.parts[-1], size, fill, pin, content)
         if node:
             self.w[self.at(new) + N_CREATED] = self.w[self.at(node) + N_CREATED]
@@ -456,12 +449,11 @@ class Namespace:
         self, section: Section, parent: int, name: bytes, size: int, fill: Fill | None, pin: int | None, content: int
     ) -> int:
         """A complete file with a name that does not stand."""
-        self.tree.check_limit(section)
         new = self.tree.add(section, KIND_FILE, parent, name, size, content)
-        self._attach(section, new, size, fill, pin)
+        self.give_content(section, new, size, fill, pin)
         return new
 
-    def _attach(self, section: Section, node: int, size: int, fill: Fill | None, pin: int | None) -> None:
+    def give_content(self, section: Section, node: int, size: int, fill: Fill | None, pin: int | None) -> None:
         """Give blocks with the content to a file that has none."""
         plan, at = section.plan, self.at(node)
         if pin is not None:
@@ -479,7 +471,7 @@ class Namespace:
         section.sequence_odd(node)  # stored first: who reads without the lock must not see new words under an even one
         if plan[at + N_PIN] & LOW32 or pin is not None:
             self.content.release(section, node)
-            self._attach(section, node, size, fill, pin)
+            self.give_content(section, node, size, fill, pin)
         else:
             self._replace_runs(section, node, self.content.runs(plan, at), size, fill)
             self.content.charge(plan, at, units_for(size) * UNIT)
@@ -510,9 +502,9 @@ class Namespace:
         plan = section.plan
         for word in (N_CREATED, N_CONTENT):
             section.set(new, word, plan[self.at(old) + word] + (word == N_CONTENT))
-        self._take_away(section, old)
+        self.take_away(section, old)
 
-    def _take_away(self, section: Section, node: int) -> None:
+    def take_away(self, section: Section, node: int) -> None:
         """A file loses its name, and its content with its last reader. REQUIRES its mutex."""
         section.sequence_odd(node)  # stored first: who reads without the lock must not see new words under an even one
         self.tree.unlink(section, node)
@@ -551,7 +543,7 @@ class Namespace:
             node = self.file_at(path)
             section.enter(node)
             self._must_be_closed(node)
-            self._take_away(section, node)
+            self.take_away(section, node)
 
         try:
             self.attempt(step, timeout)
@@ -572,7 +564,7 @@ class Namespace:
                 raise NotADirectoryError(f"Not a directory: '{path.text}'")
             self._freeze(section, node)
             self.tree.unlink(section, node)
-            self._to_trash(section, node)
+            self.to_trash(section, node)
 
         try:
             self.attempt(step, timeout)
@@ -582,7 +574,7 @@ class Namespace:
                 self.store.dropped.append(None)
             raise
 
-    def _to_trash(self, section: Section, node: int) -> None:
+    def to_trash(self, section: Section, node: int) -> None:
         """A nameless directory is freed piecemeal from now on. Its generation changes at once."""
         plan, at = section.plan, self.at(node)
         plan[at + N_GENERATION] = plan[at + N_GENERATION] + 2
@@ -610,7 +602,7 @@ class Namespace:
             else:
                 section.enter(node)
                 self._must_be_closed(node)
-            parent = self._parent_for(section, dst, make_parents=make_parents)
+            parent = self.parent_for(section, dst, make_parents=make_parents)
             if directory and not self.w[NAMESPACE] & 1:  # making the parents was a commit of its own
                 self._freeze(section, node)
             self._rename_node(section, node, parent, dst.parts[-1])
@@ -618,7 +610,7 @@ class Namespace:
         self.attempt(step, timeout)
         self.files.pop(src.text, None)
 
-    def _parent_for(self, section: Section, dst: Path, *, make_parents: bool) -> int:
+    def parent_for(self, section: Section, dst: Path, *, make_parents: bool) -> int:
         parent = self.tree.walk(dst.parts[:-1])
         if parent and self.tree.kind(parent) == KIND_DIR:
             return parent
@@ -656,7 +648,7 @@ class Namespace:
             self._must_be_closed(node)
             if old and self.w[self.at(old)] & LOCK_WRITER:
                 return old
-            parent = self._parent_for(section, dst, make_parents=False)
+            parent = self.parent_for(section, dst, make_parents=False)
             self._rename_node(section, node, parent, dst.parts[-1], old=old)
             return 0
 
@@ -759,6 +751,18 @@ class Namespace:
         """Whether a node is still that directory."""
         return self.tree.kind(node) == KIND_DIR and self.w[self.at(node) + N_GENERATION] == generation
 
+    def counts(self) -> tuple[int, int]:
+        """How many files and directories there are, of one moment, without those that are being prepared."""
+        w = self.w
+        for _ in range(3):
+            names = w[TREE_SEQ]
+            files, directories, drafted = w[FILES], w[DIRS], w[DRAFTED]
+            if not names & 1 and not w[NAMESPACE] & 1 and w[TREE_SEQ] == names:
+                break
+        else:
+            files, directories, drafted = self.store.transact(lambda _: (w[FILES], w[DIRS], w[DRAFTED]), self.store.patience)
+        return files - (drafted >> 32), directories - (drafted & LOW32)
+
     def _entry(self, node: int) -> Entry:
         at = self.at(node)
         return Entry(self.tree.name(at), self.tree.kind(node), node, self.w[at + N_GENERATION])
@@ -768,7 +772,7 @@ class Namespace:
         w = self.w
         for _ in range(2):
             names = w[TREE_SEQ]
-            if names & 1:
+            if names & 1 or w[NAMESPACE] & 1:
                 continue
             try:
                 same = w[self.at(node) + N_GENERATION] == generation
@@ -831,140 +835,7 @@ class Namespace:
             pass
         return list(seen.values())
 
-    def copy_tree(self, src: Path, dst: Path, approve: Approve, timeout: float | None) -> None:
-        """A copy of a directory and everything below it, visible to others when it is complete.
-
-        ``approve(charge)`` may refuse it by an exception.
-        """
-        intent = self._intent
-        with self.store.intending:
-            if self.w[intent] and is_preparing():
-                raise MFSReentrantCallError("A signal handler or finaliser called copy_tree inside a call of it or of restore.")
-            self.end_half_copy()
-            try:
-                source, top = self.store.transact(lambda section: self._begin_copy(section, src, dst, intent), timeout)
-                charge = self._tree_charge(source)
-                self.store.transact(lambda section: self.content.require_charge(section, charge), timeout)
-                approve(charge)
-                self._copy_children(source, top, timeout)
-                self.store.transact(lambda section: self._end_copy(section, dst, top, intent), timeout)
-            except BaseException:
-                self.store.has_half_copy = True
-                self.store.dropped.append(None)  # should this be interrupted, too
-                self.end_half_copy()
-                raise
-
-    @property
-    def _intent(self) -> int:
-        return self.store.layout.slot_at(self.store.slot) + S_INTENT
-
-    def end_half_copy(self) -> None:
-        """A copy that did not get its name goes to the trash. REQUIRES `Attachment.intending`."""
-        intent, store = self._intent, self.store
-        try:
-            store.has_half_copy = False
-            if self.w[intent]:
-                store.transact(lambda section: self.abandon_intent(section, intent), store.patience)
-                self.drain_trash()
-        except BaseException:
-            store.has_half_copy = True
-            store.dropped.append(None)
-            raise
-
-    def drain_half_copy(self) -> None:
-        """A copy that failed could not take back what it had."""
-        with self.store.intending:
-            self.end_half_copy()
-
-    def _tree_charge(self, found: Found) -> int:
-        """What the files below a directory are charged, or would be if they were closed."""
-        total, todo = 0, [found[:2]]
-        while todo:
-            for entry in self.entries_of(*todo.pop(), self.store.patience):
-                if entry.kind == KIND_DIR:
-                    todo.append((entry.node, entry.generation))
-                elif entry.kind == KIND_FILE:
-                    total += self.content.charged(units_for(self.w[self.at(entry.node) + N_SIZE]) * UNIT)
-        return total
-
-    def _begin_copy(self, section: Section, src: Path, dst: Path, intent: int) -> tuple[Found, int]:
-        node = self.tree.walk(src.parts)
-        if not node:
-            raise FileNotFoundError(f"No such file or directory: '{src.text}'")
-        if self.tree.kind(node) != KIND_DIR:
-            raise NotADirectoryError(f"Not a directory: '{src.text}'")
-        if self.tree.walk(dst.parts):
-            raise FileExistsError(f"Destination already exists: '{dst.text}'")
-        self._parent_for(section, dst, make_parents=False)
-        self.tree.check_limit(section)
-        top = self.tree.make_directory(section)
-        section.plan[intent] = top
-        return (node, self.w[self.at(node) + N_GENERATION], self.w[NAMESPACE]), top
-
-    def _end_copy(self, section: Section, dst: Path, top: int, intent: int) -> None:
-        if self.tree.walk(dst.parts):
-            raise FileExistsError(f"Destination already exists: '{dst.text}'")
-        parent = self._parent_for(section, dst, make_parents=False)
-        section.unsettle_namespace()  # what is in the copy has even sequences, and must not be found before the commit
-        self.tree.link(section, top, KIND_DIR, parent, dst.parts[-1])
-        section.plan[intent] = 0
-
-    def abandon_intent(self, section: Section, intent: int) -> None:
-        """What was prepared under an intent word goes to the trash."""
-        top = section.plan[intent]
-        if top:
-            self.tree.check_child(top, 0, intent)
-            self._to_trash(section, top)
-            section.plan[intent] = 0
-
-    def _copy_children(self, source: Found, target: int, timeout: float | None) -> None:
-        stack = [(source[0], source[1], target)]
-        while stack:
-            node, generation, target = stack.pop()
-            for entry in self.entries_of(node, generation, timeout):
-                if entry.kind == KIND_DIR:
-                    stack.append((entry.node, entry.generation, self._copy_directory(entry.name, target, timeout)))
-                elif entry.kind == KIND_FILE:
-                    self._copy_file(node, generation, entry.name, target, timeout)
-
-    def _copy_directory(self, name: bytes, target: int, timeout: float | None) -> int:
-        def step(section: Section) -> int:
-            self.tree.check_limit(section)
-            return self.tree.add(section, KIND_DIR, target, name)
-
-        return self.store.transact(step, timeout)
-
-    def _copy_file(self, directory: int, generation: int, name: bytes, target: int, timeout: float | None) -> None:
-        """Copy the file of that name in a directory, unless it went meanwhile."""
-
-        def find(section: Section) -> Found | None:
-            node = self.tree.find(directory, name) if self.is_directory(directory, generation) else 0
-            if not node or self.tree.kind(node) != KIND_FILE:
-                return None
-            return node, self.w[self.at(node) + N_GENERATION], self.w[NAMESPACE]
-
-        def copied(size: int, fill: Fill) -> None:
-            self._put_in(target, name, size, fill, timeout)
-
-        while found := self.store.transact(find, timeout):
-            if self.reading(found, self.tree.path(found[0]), timeout, copied):
-                break
-
-    def _put_in(self, target: int, name: bytes, size: int, fill: Fill, timeout: float | None) -> None:
-        """A complete file in a directory that nobody else sees."""
-        held = [self.content.lease_pin()] if size > COPIED_IN_SECTION_MOST else []
-        pin = held[0].word if held else None
-        try:
-            if pin is not None:
-                self.stash(pin, size, fill, timeout)
-
-            def step(section: Section) -> None:
-                self._new_file(section, target, name, size, fill if pin is None else None, pin, 0)
-
-            self.store.transact(step, timeout)
-        finally:
-            if held:
-                self.give_back_pin(held.pop())
+    # ---- copies
 
     def copy(self, src: Path, dst: Path, approve: Approve, timeout: float | None) -> None:
         """A copy of one file; nothing is left behind if it fails. ``approve(size)`` may refuse it by an exception."""
@@ -1156,8 +1027,8 @@ class Namespace:
 
     def drain(self) -> None:
         """Free everything that nobody can reach any more."""
-        if self.store.has_half_copy:
-            self.drain_half_copy()
+        if self.store.grafts.has_left:
+            self.store.grafts.drain_left()
         if self.w[ORPHANS]:
             self.drain_orphans()
         if self.w[DRAFTS]:
@@ -1184,11 +1055,13 @@ class Namespace:
             while self.tree.kind(node) == KIND_DIR and (child := self.w[self.at(node) + D_CHILD]):
                 self.tree.check_child(child, node, self.at(node) + D_CHILD)
                 node = child
+            kind = self.tree.kind(node)
+            if self.w[self.at(top) + D_DRAFTED]:
+                section.plan[DRAFTED] = section.plan[DRAFTED] - (1 if kind == KIND_DIR else 1 << 32)
             if node == top:
                 section.plan[TRASH] = self.w[self.at(top) + N_SIBLINGS] & LOW32
                 self.tree.unmake(section, top, KIND_DIR)
             else:
-                kind = self.tree.kind(node)
                 self.tree.unlink(section, node)
                 if kind == KIND_DIR:
                     self.tree.unmake(section, node, KIND_DIR)
@@ -1263,7 +1136,7 @@ class Namespace:
         def step(section: Section) -> bool:
             if not some.is_unreaped(slot, below):
                 return False
-            self.abandon_intent(section, at + S_INTENT)
+            self.store.grafts.abandon(section, at)
             section.commit()
             freed = 0
             backed = min(self.w[at + S_PINS], PINS)
@@ -1281,6 +1154,3 @@ class Namespace:
         if self.w[DRAFTS]:
             self.drain_drafts()
         return self.store.transact(lambda _: some.note_clean(slot, below), timeout)
-
-
-PREPARING.add(Namespace.copy_tree.__code__)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import raise_if_damage
 from .journal import Plan, Words, commit
-from .layout import INODE_MUTEXES, N_SEQ, NAMESPACE, NODE_WORDS, TREE_SEQ
+from .layout import INODE_MUTEXES, INTENT, N_SEQ, NAMESPACE, NODE_WORDS, TREE_SEQ
 from .mutex import Mutex, Thread
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Section:
             commit(w, self._sections.mutexes[0].journal, plan)
         for at in self._even:
             w[at] = (w[at] | 1) + 1
-        if w[NAMESPACE] & 1:
+        if w[NAMESPACE] & 1 and not w[INTENT]:
             w[NAMESPACE] = w[NAMESPACE] + 1
         self._even.clear()
         self._names = False
@@ -95,7 +95,7 @@ class Section:
         self._names = False
 
     def unsettle_namespace(self) -> None:
-        """From here to the commit nobody finds anything without m[0].
+        """From here to the commit nobody finds anything without m[0]; and until its end, if an import is what is committed.
 
         If we die or fail, the next visitor to m[0] evens the word.
         """
@@ -141,8 +141,8 @@ class Sections:
         mutex, w = self.mutexes[0], self.w
         try:
             mutex.acquire(thread, timeout)
-            if w[NAMESPACE] & 1:  # a directory operation died; its journal is rolled back by now
-                w[NAMESPACE] = w[NAMESPACE] + 1
+            if w[NAMESPACE] & 1:
+                self._settle_namespace(section)
             if w[TREE_SEQ] & 1:
                 w[TREE_SEQ] = w[TREE_SEQ] + 1
             result = step(section)
@@ -158,3 +158,13 @@ class Sections:
                 raise
             raise_if_damage()
             raise
+
+    def _settle_namespace(self, section: Section) -> None:
+        """A directory operation died, and its journal is rolled back by now; or an import was committed, and is brought to
+        its end before anything else, a part a visit, by everybody who comes."""
+        mutex, w = self.mutexes[0], self.w
+        while w[INTENT] and self.store.grafts.settle(section):
+            mutex.release(section.thread)
+            mutex.acquire(section.thread, section.timeout)
+        if w[NAMESPACE] & 1:
+            w[NAMESPACE] = w[NAMESPACE] + 1

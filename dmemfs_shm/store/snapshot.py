@@ -147,6 +147,7 @@ class Activity:
     recovering: bool
     moving_directories: bool
     trash_waiting: bool
+    importing: bool
     life_held: bool | None
 
 

@@ -27,6 +27,7 @@ from .layout import (
     BUCKETS_BACKED,
     D_CHILD,
     DIRS,
+    DRAFTED,
     FILES,
     KIND_DIR,
     KIND_DRAFT,
@@ -247,7 +248,7 @@ class Tree:
                     raise Unsettled from None
                 raise
             if not found:
-                if names & 1 or w[TREE_SEQ] != names:
+                if names & 1 or namespace & 1 or w[TREE_SEQ] != names:
                     raise Unsettled
                 return 0, 0, namespace
             generation, kind = self._settled(found, node, part)
@@ -304,12 +305,18 @@ class Tree:
 
     # ---- nodes
 
-    def check_limit(self, section: Section) -> None:
-        """MFSNodeLimitExceededError if the store may have no more files and directories."""
+    def check_limit(self, section: Section, more: int = 0) -> None:
+        """MFSNodeLimitExceededError if the store, with so many more, may have no further file or directory."""
         if self.nodes_max:
-            count = section.plan[FILES] + section.plan[DIRS]
+            count = self.count(section) + more
             if count >= self.nodes_max:
                 raise MFSNodeLimitExceededError(count, self.nodes_max)
+
+    def count(self, section: Section) -> int:
+        """How many files and directories there are, without those that are being prepared."""
+        plan = section.plan
+        drafted = plan[DRAFTED]
+        return plan[FILES] + plan[DIRS] - (drafted >> 32) - (drafted & LOW32)
 
     def take_node(self, section: Section) -> int:
         """A free node, taken. Its words may be stored plainly until the commit: nobody looks at a free node."""
@@ -415,10 +422,25 @@ class Tree:
         plan = section.plan
         at = self.nodes_at + node * NODE_WORDS
         key = self.hash(parent, name)
-        bucket = self.bucket(key, plan[BUCKETS])
         rest = self._write_text(section, at, name, fresh=False)
-        plan[at + N_PARENT] = parent
         plan[at + N_NAME] = key | len(name) << NAME_BYTES_SHIFT | kind << KIND_SHIFT
+        self._enter(section, node, parent, rest)
+
+    def move(self, section: Section, node: int, parent: int) -> None:
+        """Take an entry to another directory, where its name must not stand in the plan."""
+        plan = section.plan
+        at = self.nodes_at + node * NODE_WORDS
+        key, rest = self.hash(parent, self.name(at)), plan[at + N_NEXT] >> 32
+        self.unlink(section, node)
+        plan[at + N_NAME] = plan[at + N_NAME] & ~LOW32 | key
+        self._enter(section, node, parent, rest)
+
+    def _enter(self, section: Section, node: int, parent: int, rest: int) -> None:
+        """Enter a node that has the words of its name into its directory's list and its bucket."""
+        plan = section.plan
+        at = self.nodes_at + node * NODE_WORDS
+        bucket = self.bucket(plan[at + N_NAME] & LOW32, plan[BUCKETS])
+        plan[at + N_PARENT] = parent
         first = plan[self.nodes_at + parent * NODE_WORDS + D_CHILD]
         plan[at + N_SIBLINGS] = first
         if first:
@@ -464,35 +486,6 @@ class Tree:
         if after:
             sibling = self.check_node(after, at + N_SIBLINGS) + N_SIBLINGS
             plan[sibling] = before << 32 | plan[sibling] & LOW32
-        section.renames()
-
-    def adopt(self, section: Section, directory: int, into: int) -> None:
-        """Move all entries of a nameless directory, whose names must not stand there, to another directory: five words each.
-
-        REQUIRES that the namespace is unsettled. They keep their generations: nobody has ever looked them up.
-        """
-        plan = section.plan
-        entries = self.children(directory)
-        if not entries:
-            return
-        for node in entries:
-            at = self.nodes_at + node * NODE_WORDS
-            name, word = self.name(at), plan[at + N_NAME]
-            self._leave_bucket(section, node, at)
-            key = self.hash(into, name)
-            bucket = self.bucket(key, plan[BUCKETS])
-            plan[at + N_PARENT] = into
-            plan[at + N_NAME] = word & ~LOW32 | key
-            plan[at + N_NEXT] = plan[at + N_NEXT] & ~LOW32 | plan[bucket]
-            plan[bucket] = node
-        old, new = (self.nodes_at + parent * NODE_WORDS + D_CHILD for parent in (directory, into))
-        first, last = plan[new], self.nodes_at + entries[-1] * NODE_WORDS + N_SIBLINGS
-        if first:
-            sibling = self.check_node(first, new) + N_SIBLINGS
-            plan[sibling] = entries[-1] << 32 | plan[sibling] & LOW32
-            plan[last] = plan[last] & ~LOW32 | first
-        plan[new] = entries[0]
-        plan[old] = 0
         section.renames()
 
     def _leave_bucket(self, section: Section, node: int, at: int) -> None:

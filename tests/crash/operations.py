@@ -102,8 +102,7 @@ class Case:
             fs.write_bytes("/d/small", OTHER)
             fs.write_bytes("/large", LARGER)
             writer = fs.open("/d/sub/deep", "r+b")
-            names = fs._store.names
-            names._end_copy = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            fs._store.grafts._end_copy = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             fs.copy_tree("/empty", "/copied")
             raise AssertionError((looking, writer))
 
@@ -332,6 +331,10 @@ def join(_: None, case: Case) -> MemoryFileSystem:
 
 def call(method: str, *args: Any) -> Callable[..., None]:
     return lambda fs, _: getattr(fs, method)(*args)
+
+
+#: New files beside old ones and over them, directories that stand and ones that don't, and what goes by a stash.
+IMPORTED = {"/d/small": OTHER, "/d/sub/more": SMALL, "/p/q/deep": SMALL, "/p/large": LARGE, "/d/empty": b"", "/x": OTHER}
 
 
 def in_pieces(case: Case) -> None:
@@ -569,6 +572,14 @@ OPERATIONS: dict[str, Operation] = {
         ready=lambda fs, fault: fs.open(f"/{LONG}"),
     ),
     "atomic-given-up": Operation(give_up),
+    "import": Operation(call("import_tree", IMPORTED)),
+    "import-new-long-names": Operation(call("import_tree", {f"/{LONG}/{LONGER}": SMALL, f"/d/{LONG}": OTHER}), bare=True),
+    "import-over-long-name": Operation(
+        call("import_tree", {f"/d/{LONG}": SMALL}), (), lambda case: case.fs.write_bytes(f"/d/{LONG}", OTHER)
+    ),
+    "import-over-pieces": Operation(call("import_tree", {"/large": SMALL, "/d/small": LARGER}), (), in_pieces),
+    "import-over-viewed": Operation(call("import_tree", {"/d/small": OTHER, "/d/x": SMALL}), (), Case.look_at_small),
+    "import-when-nodes-end": Operation(call("import_tree", {"/d/x": SMALL, "/e/x": SMALL}), (), many_names(244)),
     "read-bytes": Operation(call("read_bytes", "/large")),
     "view": Operation(view_and_forget("/large")),
     "view-of-pieces": Operation(view_and_forget("/large"), (), in_pieces),

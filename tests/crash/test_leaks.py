@@ -98,7 +98,7 @@ def waiting(fs: MemoryFileSystem) -> None:
 
 
 def copying(fs: MemoryFileSystem) -> None:
-    fs._attached().names._end_copy = die  # type: ignore[method-assign]
+    fs._attached().grafts._end_copy = die  # type: ignore[method-assign]
     fs.copy_tree("/tree", "/copy")
 
 

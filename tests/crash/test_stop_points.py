@@ -64,6 +64,7 @@ REFUSALS = (MFSLockTimeoutError, MFSFileOpenError, MFSStoreBusyError)
 #: Their `do` is about the process that does it: it is not for the peer to do it, too.
 ONCE = frozenset(
     (
+        "atomic-over-read-long-name",
         "attach",
         "close",
         "close-last-reader-of-replaced",

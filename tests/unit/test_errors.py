@@ -44,6 +44,7 @@ VALUES: dict[str, Any] = {
     "message": "what happened",
     "path": "/a/b",
     "holders": ("pid 1, thread 2", "pid 3, thread 4"),
+    "doing": "import",
     "writer": True,
     "requested": 4096,
     "available": 512,
