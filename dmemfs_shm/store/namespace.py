@@ -597,12 +597,14 @@ class Namespace:
             directory = self.tree.kind(node) == KIND_DIR
             if directory and dst.parts[: len(src.parts)] == src.parts:
                 raise MFSParameterError(f"Cannot move a directory into itself: '{src.text}' to '{dst.text}'")
+            parent = 0 if make_parents else self.parent_for(section, dst, make_parents=False)
             if directory:
                 self._freeze(section, node)
             else:
                 section.enter(node)
                 self._must_be_closed(node)
-            parent = self.parent_for(section, dst, make_parents=make_parents)
+            if make_parents:
+                parent = self.parent_for(section, dst, make_parents=True)
             if directory and not self.w[NAMESPACE] & 1:  # making the parents was a commit of its own
                 self._freeze(section, node)
             self._rename_node(section, node, parent, dst.parts[-1])

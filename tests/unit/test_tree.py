@@ -127,6 +127,16 @@ def test_rename_nothing(fs: MemoryFileSystem, unchanged: None, renamer: Callable
             renamer(fs, src, "/new/dir/x")
 
 
+def test_rename_of_an_open_file_to_nowhere(fs: MemoryFileSystem) -> None:
+    """That its directory is missing is said before that the file is open, as D-MemFS does; `move` makes the directory."""
+    with fs.open("/top"):
+        with pytest.raises(FileNotFoundError):
+            fs.rename("/top", "/none/top")
+        with pytest.raises(BlockingIOError):
+            fs.move("/top", "/none/top")
+    assert tree(fs) == TREE
+
+
 @renamers
 def test_rename_the_root(fs: MemoryFileSystem, unchanged: None, renamer: Callable[..., None]) -> None:
     """The root stays."""
