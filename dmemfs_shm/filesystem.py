@@ -541,11 +541,9 @@ class MemoryFileSystem:
             return
         files, total = {}, 0
         for path, data in tree.items():
-            parsed = parse(path)
-            if not parsed.parts:
-                raise IsADirectoryError(f"Is a directory: '{parsed.text}'")
+            parts = tuple(parse(path).parts)
             source = data if type(data) is bytes else memoryview(bytes_of(data))
-            files[tuple(parsed.parts)] = len(source), _filler(source, len(source))
+            files[parts] = len(source), _filler(source, len(source))
             total += len(source)
         self._guard.check_before_write(total)
         store.grafts.import_tree(files, self._timeout)

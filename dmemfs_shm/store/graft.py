@@ -356,19 +356,19 @@ class Grafts:
         IsADirectoryError, FileExistsError (a file where a directory must be), MFSFileOpenError, MFSQuotaExceededError,
         MFSNodeLimitExceededError.
         """
-        _check_paths(files)
         charge = sum(self.content.charged(units_for(size) * UNIT) for size, _ in files.values())
         attempt = self.names.attempt
 
         def begin(section: Section) -> int:
-            self._refuse_open(files)
             self.content.require_charge(section, charge)
             if 0 < self.tree.nodes_max <= len(files):
                 raise MFSNodeLimitExceededError(self.tree.nodes_max, self.tree.nodes_max)
             return self._begin(section)
 
         def work() -> None:
-            top = attempt(begin, timeout, doing="import")
+            attempt(lambda _: self._refuse_open(files), timeout, doing="import")
+            _check_paths(files)
+            top = self.store.transact(begin, timeout)
             _Import(Graft(self.store, top, timeout, surplus=None)).prepare(files)
             attempt(lambda section: self._commit_import(section, files, top), timeout, doing="import")
             self._see_it_settled()
@@ -500,9 +500,11 @@ class Grafts:
 
 
 def _check_paths(files: Files) -> None:
-    """FileExistsError if one of them would have to be a directory for another one."""
+    """FileExistsError if one of them would have to be a directory for another one; IsADirectoryError for the root."""
     known: set[Parts] = set()
     for parts in files:
+        if not parts:
+            raise IsADirectoryError("Is a directory: '/'")
         for end in range(len(parts) - 1, 0, -1):
             above = parts[:end]
             if above in known:

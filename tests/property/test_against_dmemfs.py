@@ -100,6 +100,20 @@ def _copy_asks_without_timeout() -> bool:
     return asked == [None]
 
 
+def _imports_over_a_directory() -> bool:
+    fs = _d_memfs()
+    fs.import_tree({"/d": b""})
+    return not fs.is_dir("/d") and fs.stats()["file_count"] == 2
+
+
+def _asserts_importing_below_a_file() -> bool:
+    try:
+        _d_memfs().import_tree({"/d/f/x": b""})
+    except AssertionError:
+        return True
+    return False
+
+
 #: What is not compared: the reason, and a look at D-MemFS that shows it.
 EXCLUDED: dict[str, tuple[str, Callable[[], bool]]] = {
     "glob repeats": ("D-MemFS gives a path once for each way in which ** matches it; here each path once", _repeats_a_path),
@@ -115,6 +129,14 @@ EXCLUDED: dict[str, tuple[str, Callable[[], bool]]] = {
         _keeps_two_slashes,
     ),
     "below a file": ("move to below a file fails an assertion in D-MemFS; here it is an OSError", _asserts_below_a_file),
+    "import over": (
+        "import_tree puts a file in a directory's place; here that is IsADirectoryError",
+        _imports_over_a_directory,
+    ),
+    "import below": (
+        "import_tree to just below a file fails an assertion in D-MemFS; here it is FileExistsError",
+        _asserts_importing_below_a_file,
+    ),
     "copy waits": (
         "D-MemFS copies wait for ever for a file open for writing; here as long as the default says",
         _copy_asks_without_timeout,
@@ -253,6 +275,12 @@ def resolved(path: str) -> str | None:
     return "/" + "/".join(parts)
 
 
+def parents_of(path: str) -> list[str]:
+    """The directories above a plain path, but the root."""
+    parts = path[1:].split("/")
+    return ["/" + "/".join(parts[:end]) for end in range(1, len(parts))]
+
+
 @dataclass
 class Pair:
     """The same file opened in both."""
@@ -375,6 +403,23 @@ class SideBySide(RuleBasedStateMachine):
         if sum(1 for _ in self.theirs.walk("/")) > 200:
             return  # copied into itself again and again a tree doubles each time
         self.both(lambda fs: fs.copy_tree(src, dst))
+
+    @rule(tree=st.dictionaries(PATHS, st.tuples(LENGTHS, st.integers(0, 9)), max_size=4))
+    def import_tree(self, tree: dict[str, tuple[int, int]]) -> None:
+        """import_tree, of some files to anywhere."""
+        files = {path: payload(*what) for path, what in tree.items()}
+        plain = [resolved(path) for path in files]
+        if None not in plain and not any(path is not None and self.held(path) for path in plain):
+            above = {folder for path in plain if path for folder in parents_of(path)}
+            over = any(path == "/" or path in above or self.theirs.is_dir(path) for path in plain if path)
+            below = any(self.theirs.is_file(folder) for folder in above)
+            if over or below:
+                excluded("import over" if over else "import below")
+                assert outcome(lambda: self.ours.import_tree(files)) in (Raised(IsADirectoryError), Raised(FileExistsError))
+                return
+            if len(set(plain)) < len(plain):
+                return  # with two slashes D-MemFS takes them for two
+        self.both(lambda fs: fs.import_tree(files))
 
     # --- looking
 
