@@ -233,6 +233,9 @@ def test_closed_and_reentered(stores: Stores) -> None:
 # ---- the intent: committed, and not yet in its place
 
 
+LATER = tree_of(300, 1) | {f"/there/1/more{number}": b"\1" for number in range(5)}
+
+
 def _die_after(moves: int) -> Callable[[Link, str], None]:
     def die(_: Link, name: str) -> None:
         fs = MemoryFileSystem.attach(name)
@@ -245,14 +248,18 @@ def _die_after(moves: int) -> Callable[[Link, str], None]:
             real(space, *args)
 
         graft.Grafts._take_to = take_to  # type: ignore[method-assign]
-        fs.import_tree(tree_of(300, 1))
+        fs.import_tree(LATER)
 
     return die
 
 
 LOOKS: dict[str, Callable[[MemoryFileSystem], object]] = {
     "exists": lambda fs: fs.exists("/there/1/8"),
+    "exists not yet": lambda fs: fs.exists("/new/0/0"),
     "read": lambda fs: fs.read_bytes("/there/1/1"),
+    "entries of one that is known": lambda fs: sorted(
+        entry.name for entry in fs._store.names.entries_of(*fs._store.names.directories["/there/1"][:2], 0.0)
+    ),
     "listdir": lambda fs: fs.listdir("/there/1"),
     "stat": lambda fs: fs.stat("/there/1/1"),
     "stats": lambda fs: fs.stats(),
@@ -274,12 +281,13 @@ def test_whoever_comes_next_ends_it(stores: Stores, look: str, moves: int) -> No
     stand = {path: data for path, data in tree_of(300).items() if path.startswith("/there")}
     for each in fs, other:
         each.import_tree(stand)
-    fs.stat("/there/1/1")  # it is in the cache of paths
+        each.stat("/there/1/1")  # it is in the cache of paths
+        each.stat("/there/1")
     with child("fork", _die_after(moves), fs.name) as process:
         process.process.join()
     w = fs._store.w
     assert [w[NAMESPACE] & 1, bool(w[INTENT])] == [1, True]
-    other.import_tree(tree_of(300, 1))
+    other.import_tree(LATER)
     results = [LOOKS[look](each) for each in (fs, other)]
     if look == "stat":
         results = [result["generation"] for result in results]

@@ -236,8 +236,8 @@ def test_below_a_file(both: Both) -> None:
             with pytest.raises(FileExistsError):
                 expand_archive(both.ours, io.BytesIO(FORMATS[kind](files)))
             assert not both.changed()
-    for files, error in (([("a/b", b"1"), ("a", b"2")], FileExistsError), (HOSTILE["the root"], IsADirectoryError)):
-        with pytest.raises(error):
+    for files in ([("a/b", b"1"), ("a", b"2")], HOSTILE["the root"]):
+        with pytest.raises(FileExistsError):
             expand_archive(both.ours, io.BytesIO(zipped(files)), "/new")
         assert not both.changed()
 
