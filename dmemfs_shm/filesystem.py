@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fnmatch
 import io
 import math
 import operator
@@ -27,7 +26,7 @@ import uuid as uuids
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from .errors import (
     MFSAbandonedFileError,
@@ -80,6 +79,9 @@ from .store.lazy import load
 from .store.memory import available_bytes
 from .store.namespace import Entry, Fill, Found, Path
 from .store.segment import Segment
+
+if TYPE_CHECKING:
+    from .claims import Claim
 
 DEFAULT_QUOTA = 256 * 1024 * 1024
 _MODES = {"rb": 0, "wb": REC_WRITER | REC_DIRTY, "ab": REC_WRITER, "r+b": REC_WRITER, "xb": REC_WRITER | REC_DIRTY}
@@ -281,6 +283,7 @@ class MemoryFileSystem:
         self._guard = guard
         self._write_guard = guard if guard.watches_writes else None
         self._handles: dict[int, weakref.ref[MemoryFileHandle]] = {}
+        self._claims: dict[int, weakref.ref[Claim]] = {}
         self._is_closed = False
         self._sequential = store.options.get("default_storage") == "sequential"
         self._store: Attachment | None = store
@@ -347,7 +350,12 @@ class MemoryFileSystem:
                 for handle in self._open_handles():
                     warnings.warn(f"{handle!r} was open when its filesystem was closed.", ResourceWarning, stacklevel=3)
                     handle._leave()
+                for claim in [reference() for reference in list(self._claims.values())]:
+                    if claim is not None:
+                        claim.release()
                 store.work_off()
+                if store.users == 1:
+                    store.publications.leave()
         except MFSStoreGoneError:
             if store.state == STATE_READY:  # else it was destroyed just now, and nothing is left to give back
                 raise
@@ -429,8 +437,6 @@ class MemoryFileSystem:
         return handle
 
     def _open_atomic(self, path: AnyPath, mode: str, preallocate: int, lock_timeout: float | None) -> MemoryFileHandle:
-        from .atomic import AtomicFileHandle
-
         if mode not in ("wb", "xb"):
             raise ValueError(f"atomic=True needs mode 'wb' or 'xb', not '{mode}'")
         store = self._attached()
@@ -442,7 +448,7 @@ class MemoryFileSystem:
         try:
             record = held[0].word
             node = store.names.draft(target, record, timeout, exclusive=mode == "xb")
-            handle = AtomicFileHandle(self, store, node, held, target, mode, timeout)
+            handle = load("dmemfs_shm.atomic").AtomicFileHandle(self, store, node, held, target, mode, timeout)
             self._handles[record] = weakref.ref(handle)
         except BaseException:
             if held and store.state == STATE_READY:
@@ -564,12 +570,7 @@ class MemoryFileSystem:
             if pinned is not None:
                 break
             store.names.files.pop(parsed.text, None)
-        pin, run, size = pinned
-        if not run:
-            store.content.leases.free.append(pin)
-            return load("dmemfs_shm.view").View(memoryview(b""))
-        segment, offset = store.arenas.locate(run)
-        return load("dmemfs_shm.view").make_view(segment, offset, size, store.content.leases, pin)
+        return load("dmemfs_shm.view").make_view(store, *pinned)
 
     # ---- exporting
 
@@ -602,11 +603,9 @@ class MemoryFileSystem:
         ValueError for an escape above the root, at the call. While iterating: MFSLockTimeoutError,
         MFSDeadlockError, and MFSAbandonedFileError unless *allow_abandoned*.
         """
-        from .export import exported
-
         parsed = parse(prefix)
         self._attached()
-        return exported(self, parsed, only_dirty=only_dirty, allow_abandoned=allow_abandoned)
+        return load("dmemfs_shm.export").exported(self, parsed, only_dirty=only_dirty, allow_abandoned=allow_abandoned)
 
     # ---- names
 
@@ -682,9 +681,7 @@ class MemoryFileSystem:
         MFSLockTimeoutError, MFSAbandonedFileError, MFSDeadlockError (the calling thread writes a file); what *target* raises
         ends it, too. Some of the stream may have been written then; `restore` refuses it.
         """
-        from .snapshot import save
-
-        save(self._attached(), target, self._timeout, allow_abandoned=allow_abandoned)
+        load("dmemfs_shm.snapshot").save(self._attached(), target, self._timeout, allow_abandoned=allow_abandoned)
 
     def restore(self, source: Any) -> None:
         """Read what `snapshot` wrote from *source*, a binary file object, into this store: all of it at once, or nothing.
@@ -695,9 +692,7 @@ class MemoryFileSystem:
         MFSSnapshotError (a ValueError) for a stream that is no snapshot, or incomplete, or altered; MFSQuotaExceededError,
         MFSNodeLimitExceededError, MFSNoSpaceError; what *source* raises ends it, too.
         """
-        from .snapshot import load
-
-        load(self._attached(), source, self._timeout, self._guard)
+        load("dmemfs_shm.snapshot").load(self._attached(), source, self._timeout, self._guard)
 
     # ---- looking
 
@@ -798,27 +793,44 @@ class MemoryFileSystem:
 
     def glob(self, pattern: str) -> list[str]:
         """The paths that match, sorted, each once: ``*`` and ``?`` within a name, ``**`` any number of directories."""
-        parts = [part for part in pattern.replace("\\", "/").split("/") if part]
-        found: set[str] = set()
-        if not parts:
-            return []
-        names = self._attached().names
-        root = names.find(parse("/"), self._timeout)
-        todo = [("/", root[0], root[1], 0)]
-        while todo:
-            path, node, generation, index = todo.pop()
-            first, last = parts[index], index + 1 == len(parts)
-            if first == "**" and not last:
-                todo.append((path, node, generation, index + 1))
-            for entry in names.entries_of(node, generation, self._timeout):
-                below = _below(path, entry)
-                if first != "**" and not fnmatch.fnmatch(decode(entry.name), first):
-                    continue
-                if last:
-                    found.add(below)
-                if entry.kind == KIND_DIR and (first == "**" or not last):
-                    todo.append((below, entry.node, entry.generation, index if first == "**" else index + 1))
-        return sorted(found)
+        return sorted(
+            {path for path, _ in load("dmemfs_shm.patterns").pattern(pattern).walk(self._attached().names, self._timeout)}
+        )
+
+    # ---- coordination
+
+    def wait_for(self, pattern: AnyPath, timeout: float | None = None) -> str:
+        """The path of a complete file that matches: closed, not abandoned, not open for writing.
+
+        pattern: as for `glob`, or a path. At once if there is such a file, the first by path; else as soon as one is
+        published, by whatever process: by a close, write_bytes, replace, rename, copy. timeout: seconds, None to wait for
+        ever: MFSTimeoutError (a TimeoutError). What happens to the file next is anybody's business: see `claim`.
+        """
+        return load("dmemfs_shm.claims").wait_for(self, pattern, timeout)
+
+    def claim(
+        self,
+        pattern: AnyPath,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
+        dead_letter: AnyPath | None = None,
+    ) -> Claim:
+        """Claim a complete file that matches, the one that was published first; nobody else has it until the claim ends.
+
+            with fs.claim("/in/*.csv", timeout=10) as c:
+                load(c.open("rb"))                  # or c.read_bytes(), c.view()
+                c.done()                            # removes the file
+
+        Leaving the block without done(), by exception or not, gives the file back, and so does death. Either counts as an
+        attempt (``c.attempts``: how many there were before). After *max_attempts* of them the file is moved to the directory
+        *dead_letter*, made if it is missing, under its own name or, if that is taken there, name.1, name.2, ...; without a
+        *dead_letter* it stays where it is and is not claimed again with that limit. What is in *dead_letter* is not claimed.
+        Whatever publishes a file (a close after a change, write_bytes, rename, replace, copy) starts the count anew.
+
+        timeout: seconds, None to wait for ever: MFSTimeoutError (a TimeoutError). The claim is an exclusive lock: others find
+        the file open. It ends with `close`, and does not pass to forked children.
+        """
+        return load("dmemfs_shm.claims").claim(self, pattern, timeout, max_attempts, dead_letter)
 
     # ---- figures
 
@@ -1133,6 +1145,7 @@ def _after_fork_in_child() -> None:
         fs._lock = threading.Lock()
         fs._finalizer.detach()
         fs._handles = {}
+        fs._claims = {}
         if store is not None and store.private and not (fs._heritage and fs._heritage.alive):
             fs._inherit(store)
     atexit.unregister(close_all)

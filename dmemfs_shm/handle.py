@@ -81,7 +81,8 @@ class MemoryFileHandle(io.RawIOBase):
     _lent: list[weakref.ref[memoryview]]
 
     def __init__(self, fs: MemoryFileSystem, store: Attachment, node: int, held: list[Lease], path: str, mode: str) -> None:
-        """Take over a lock record that is held, its lease in a list. Do not call: `MemoryFileSystem.open` does."""
+        """Take over a lock record that is held, its lease in a list; or (none) read under a lock that somebody else looks
+        after. Do not call: `MemoryFileSystem.open` does."""
         self._fs = fs
         self._guard = fs._write_guard
         self._store = store
@@ -89,7 +90,7 @@ class MemoryFileHandle(io.RawIOBase):
         self._node = node
         self._at = store.tree.nodes_at + node * NODE_WORDS
         self._held = held  # whoever takes the lease out ends the hold
-        self._record = held[0].word
+        self._record = held[0].word if held else 0
         self._path = path
         self._mode = mode
         self._pos = 0

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .handle import MemoryFileHandle
-    from .store.lease import Lease, Leases
+    from .store.attachment import Attachment
+    from .store.lease import Lease
     from .store.segment import Segment
 
 
@@ -154,10 +155,15 @@ class View(_Lender):  # type: ignore[misc,unused-ignore]
         return f"<read-only view of {len(self)} bytes>" if hasattr(self, "_bytes") else "<released view>"
 
 
-def make_view(segment: Segment, offset: int, size: int, leases: Leases, lease: Lease) -> View:
-    """A view of *size* bytes at *offset* of a segment; takes over the pin."""
+def make_view(store: Attachment, pin: Lease, run: int, size: int) -> View:
+    """A view of a pinned file, of *size* bytes in one run, 0 if it is empty; takes over the pin."""
+    leases = store.content.leases
+    if not run:
+        leases.free.append(pin)
+        return View(memoryview(b""))
+    segment, offset = store.arenas.locate(run)
     looked_at = memoryview(segment.readonly())[offset : offset + size]
-    leases.follow(lease, looked_at)
+    leases.follow(pin, looked_at)
     return View(looked_at)
 
 

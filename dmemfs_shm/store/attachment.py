@@ -84,6 +84,7 @@ from .layout import (
     S_INTENT,
     S_PID,
     S_RECORDS,
+    S_WATCHES,
     SLOT_HEAD_WORDS,
     SLOTS_AT,
     SLOTS_BACKED,
@@ -114,6 +115,7 @@ from .layout import (
     W_UUID_HIGH,
     W_UUID_LOW,
     W_VERSION,
+    WATCHED,
     WORD,
     Layout,
     nodes_cap_for,
@@ -122,10 +124,11 @@ from .layout import (
 from .lazy import load
 from .mutex import Mutex, OfdMutex, Threads
 from .namespace import Namespace
+from .publications import Publications
 from .recovery import Recovery, missing_spares, provide_spares, require_membarrier
 from .rwlock import FileLocks
 from .section import Section, Sections
-from .semaphores import create_semaphore, unlink_semaphore
+from .semaphores import create_semaphore, post_semaphore, unlink_semaphore
 from .tree import NeedNodes, Tree
 
 T = TypeVar("T")
@@ -228,6 +231,7 @@ class Attachment:
         self.unpinned = self.content.leases.lost  # views that are gone, as `dropped`
         self.names = Namespace(self)
         self.grafts = Grafts(self)
+        self.publications = Publications(self)
         self.wants_buckets = False
         self._life: segment.Anchor | None = None  # counts us among the users of a private store
 
@@ -347,6 +351,7 @@ class Attachment:
             self.slot = slot
             for mutex in self.mutexes:
                 mutex.settle(slot)
+            self.publications.settle(slot)
         finally:
             self.locks.unlock(LB_ATTACH)
         epoch = self.participants.epoch(slot)
@@ -403,9 +408,9 @@ class Attachment:
         self._close()
 
     def _holds_anything(self) -> bool:
-        """Whether anything in the store is still ours: a lock, a pin, a half copy."""
-        w = self.w
-        if w[self.layout.slot_at(self.slot) + S_INTENT] or any(w[pin] for pin in self.content.leases.words()):
+        """Whether anything in the store is still ours: a lock, a pin, a half copy, a wish to know what is published."""
+        w, at = self.w, self.layout.slot_at(self.slot)
+        if w[at + S_INTENT] or w[at + S_WATCHES] or any(w[pin] for pin in self.content.leases.words()):
             return True
         return any(w[record] & REC_STATE for record in self.rw.leases.words())
 
@@ -478,6 +483,8 @@ class Attachment:
                 self.grafts.drain_left()
             if interrupted:
                 self.names.drain()
+                if self.w[WATCHED]:  # what the exception ended may have published something
+                    self.publications.announce_all()
         except BaseException as error:
             if interrupted and None not in self.dropped:
                 self.dropped.append(None)
@@ -1001,10 +1008,13 @@ def destroy_segments(name: str, uuid: uuids.UUID, w: Words) -> None:
 
 
 def _unlink_belongings(uuid: uuids.UUID) -> None:
+    """Unlink all but the index, and wake who sleeps until something is published: the state says by now that it is over."""
     segments, semaphores = names.belongings(uuid)
     for name in segments:
         segment.unlink(name)
     for name in semaphores:
+        if names.is_park(name):
+            post_semaphore(name)
         unlink_semaphore(name)
 
 

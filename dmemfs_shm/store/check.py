@@ -11,6 +11,7 @@
     blocks      every page is used by one run, or in one slab, or free, never two; lists, bitmaps and breaks agree
     quota       USED, ORPHANED, CHARGED, FILES, DIRS are the sums
     pins        the count of each pin node against the pin records
+    watching    a bit for each slot that wants to know what is published, and no other; no sleeper where no parking semaphore is
 
 Findings are texts that name the word. Damage never makes it raise or loop: each walk is bounded.
 """
@@ -69,6 +70,7 @@ from .layout import (
     NODE_FREE,
     ORPHANED,
     ORPHANS,
+    PARKS,
     PD_FREE,
     PD_SHIFT,
     PD_SLAB,
@@ -85,6 +87,7 @@ from .layout import (
     REC_NODE_SHIFT,
     REC_STATE,
     REC_WRITER,
+    RING_WORDS,
     ROOT,
     ROOT_PARENT,
     RUN_CLASSES,
@@ -94,6 +97,9 @@ from .layout import (
     S_DRAFTED,
     S_INTENT,
     S_PINS,
+    S_RING,
+    S_SLEEPERS,
+    S_WATCHES,
     SLAB_CLASSES,
     SLAB_HEADS,
     SLAB_MAP,
@@ -102,11 +108,13 @@ from .layout import (
     UNITS_PER_PAGE,
     USED,
     W_FILE_CHARGE,
+    WATCHED,
     X_NEXT,
     arena_at,
     generation_at,
     journal_at,
 )
+from .publications import BITS
 from .section import Section
 
 if TYPE_CHECKING:
@@ -139,6 +147,7 @@ def findings(store: Attachment) -> list[str]:
         checker.pages,
         checker.free_runs,
         checker.slabs,
+        checker.watching,
     ):
         try:
             part()
@@ -216,8 +225,21 @@ class _Checker:
             clean = self.w[at + S_CLEAN]
             self.expect(clean <= next_epoch(epoch), f"slot {slot} has epoch {epoch} and is said to be clean below {clean}")
             held = sum(self.w[record] & REC_STATE != FREE for record in self.store.rw.records(slot))
-            held += len(self._pins_of(slot)) + bool(self.w[at + S_INTENT])
+            held += len(self._pins_of(slot)) + bool(self.w[at + S_INTENT]) + bool(self.w[at + S_WATCHES])
             self.expect(clean <= epoch or not held, f"slot {slot} is said to be clean, and {held} things are held there")
+
+    def watching(self) -> None:
+        wanted = 0
+        for slot in range(self.store.layout.slots):
+            if not self.store.participants.has_memory(slot):
+                break
+            at = self.store.layout.slot_at(slot)
+            watches, sleepers, ring = self.w[at + S_WATCHES], self.w[at + S_SLEEPERS], self.w[at + S_RING]
+            wanted |= watches << slot % BITS
+            self.expect(watches <= 1, f"slot {slot} says {watches} about watching")
+            self.expect(sleepers < 1 << PARKS, f"slot {slot} has sleepers {sleepers:#x}")
+            self.expect(ring in (0, RING_WORDS), f"the ring of slot {slot} has {ring} words")
+        self.expect(self.w[WATCHED] == wanted, f"watched by {self.w[WATCHED]:#x}, found {wanted:#x}")
 
     def _lock_word(self, node: int, records: list[tuple[int, int]]) -> None:
         lock = self.w[self.at(node)]

@@ -38,15 +38,17 @@ from .layout import (
     N_MODIFIED,
     N_PARENT,
     N_SIZE,
+    N_STAMP,
     NAMESPACE,
     ORPHANS,
     ROOT,
     S_DRAFTED,
     S_INTENT,
     UNIT,
+    WATCHED,
     WORD,
 )
-from .namespace import COPIED_IN_SECTION_MOST, Approve, Busy, Fill, Found, Parts, Path
+from .namespace import COPIED_IN_SECTION_MOST, Approve, Busy, Fill, Found, Parts, Path, stamp
 from .section import Section
 
 if TYPE_CHECKING:
@@ -117,8 +119,9 @@ class Graft:
         """A file, without its content yet, or a directory, in the section's plan."""
         count_drafted(section, self.drafted, kind, 1)
         node = self.tree.add(section, kind, parent, name, size, facts.content if facts else 0)
-        if facts:  # plainly: until the commit nobody has the generation to look at the node
-            w, at = self.store.w, self.names.at(node)
+        w, at = self.store.w, self.names.at(node)  # plainly: until the commit nobody has the generation to look at the node
+        w[at + N_STAMP] = stamp()
+        if facts:
             w[at + N_CREATED] = facts.created
             w[at + N_MODIFIED] = facts.modified
         return node
@@ -245,6 +248,11 @@ class Grafts:
         plan[drafted] = 0
         plan[self._intent] = 0
 
+    def _announce(self) -> None:
+        """A tree has got its place, or perhaps has, if an exception came."""
+        if self.w[WATCHED]:
+            self.store.publications.announce_all()
+
     # ---- copy_tree
 
     def copy_tree(self, src: Path, dst: Path, approve: Approve, timeout: float | None) -> None:
@@ -260,7 +268,10 @@ class Grafts:
             transact(lambda section: self.content.require_charge(section, charge), timeout)
             approve(charge)
             self._copy_children(source, Graft(self.store, top, timeout))
-            transact(lambda section: self._end_copy(section, dst, top), timeout)
+            try:
+                transact(lambda section: self._end_copy(section, dst, top), timeout)
+            finally:
+                self._announce()
 
         self._prepare(copy)
 
@@ -334,8 +345,11 @@ class Grafts:
         def work() -> None:
             top = self.store.transact(self._begin, timeout)
             grow(Graft(self.store, top, timeout, surplus=1))
-            self.store.transact(lambda section: self._commit_restore(section, top), timeout)
-            self._see_it_settled()
+            try:
+                self.store.transact(lambda section: self._commit_restore(section, top), timeout)
+                self._see_it_settled()
+            finally:
+                self._announce()
 
         self._prepare(work)
 
@@ -370,8 +384,11 @@ class Grafts:
             _check_paths(files)
             top = self.store.transact(begin, timeout)
             _Import(Graft(self.store, top, timeout, surplus=None)).prepare(files)
-            attempt(lambda section: self._commit_import(section, files, top), timeout, doing="import")
-            self._see_it_settled()
+            try:
+                attempt(lambda section: self._commit_import(section, files, top), timeout, doing="import")
+                self._see_it_settled()
+            finally:
+                self._announce()
 
         self._prepare(work)
 

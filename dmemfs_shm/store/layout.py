@@ -94,8 +94,8 @@ RUN_MAP: Final = STORE + 27  # bit c: RUN_HEADS[c] is not empty
 SLAB_MAP: Final = STORE + 28  # bit s: SLAB_HEADS[s] is not empty
 TRASH: Final = STORE + 29  # directory whose subtree is being freed; chained by N_SIBLINGS (next)
 ORPHANS: Final = STORE + 30  # first file node without a name that still has readers; a ring through N_SIBLINGS
-STAMP: Final = STORE + 31  # last publication stamp
-INTENT: Final = STORE + 32  # root of an import that was committed and is not in its place yet; NAMESPACE is odd then
+WATCHED: Final = STORE + 31  # bit s: one of the slots s, s + 64, ... wants to know what is published
+INTENT: Final = STORE + 32  # root of a tree that was committed and is not in its place yet; NAMESPACE is odd then
 PINNED: Final = STORE + 40  # first pin node whose content has no file any more; a ring through N_SIBLINGS
 RECOVERIES: Final = STORE + 41  # generations revoked so far; plain, under R
 REAPS: Final = STORE + 42  # participants reaped so far; plain, under m[0]
@@ -147,6 +147,10 @@ S_INTENT: Final = 7  # root of what is being prepared: a directory without a nam
 S_CLEAN: Final = 8  # what tenants of epochs below this held is given back; plain, under m[0], or by a tenant that leaves
 S_DRAFTED: Final = 9  # files 32, directories 32 bits beneath S_INTENT, itself included
 S_CLAIM: Final = 16  # one word a mutex: generation claimed, or NO_CLAIM
+S_WATCHES: Final = 36  # whether it wants to know what is published; in transactions of m[0]
+S_SLEEPERS: Final = 37  # bit p: a thread sleeps on parking semaphore p until something is published; plain
+S_PUBLISHED: Final = 38  # entries that were ever put into the ring; plain, never falls
+S_RING: Final = 39  # words of the ring that have memory; plain, grows only
 S_COMMAND: Final = 48  # 16 words: the command line, UTF-8, zero padded
 S_COMMAND_BYTES: Final = 128
 SLOT_HEAD_WORDS: Final = PAGE_WORDS
@@ -163,8 +167,14 @@ PINS: Final = 4096
 PIN_WORDS: Final = 2
 P_NODE: Final = 0  # pin node, in transactions of m[0]
 PINS_AT: Final = RECORDS_AT + RECORDS * RECORD_WORDS
-RING_AT: Final = PINS_AT + PINS * PIN_WORDS  # publications, for claim
+RING_AT: Final = PINS_AT + PINS * PIN_WORDS  # publications: plain, by the slot's tenant
 RING_WORDS: Final = 8 * PAGE_WORDS
+ENTRY_WORDS: Final = 4
+ENTRIES: Final = RING_WORDS // ENTRY_WORDS
+E_NUMBER: Final = 0  # how many entries there were with this one; 0 while the others are stored
+E_NODE: Final = 1
+E_GENERATION: Final = 2
+E_STAMP: Final = 3
 SLOT_WORDS: Final = RING_AT + RING_WORDS
 
 # A lock record: state 2, writer 1, dirty 1, dropped 1, park 6, next 21, node 32 bits.
@@ -213,10 +223,13 @@ N_CAPACITY: Final = 10  # 0: bytes in all runs; what the quota is charged, but F
 N_PARENT: Final = 11  # 0
 N_NAME: Final = 12  # 0: hash 32, bytes 16, kind 8 bits
 N_SIBLINGS: Final = 13  # 0: previous 32, next 32 bits
-N_STAMP: Final = 14  # publication stamp 48, attempts 16 bits
+N_STAMP: Final = 14  # h, 0: when it was published (us, CLOCK_MONOTONIC) 48, attempts 16 bits
 N_PIN: Final = 15  # 0: pin node 32, quota directory 32 bits
 N_TEXT: Final = 16  # 16 words: the first 128 bytes of the name
 TEXT_BYTES: Final = 128
+STAMP_MASK: Final = (1 << 48) - 1
+ATTEMPTS_SHIFT: Final = 48
+ATTEMPTS_MAX: Final = (1 << 16) - 1
 D_CHILD: Final = N_SIZE  # 0: a directory's first entry
 D_DRAFTED: Final = N_CONTENT  # 0: on the trash list, 1: it and what is in it counts in DRAFTED
 
@@ -349,7 +362,7 @@ def _check() -> None:
         assert start + size <= following, (start, size, following)
     assert W_IDENTITY_END <= PAGE_WORDS and STORE_END <= STORE + PAGE_WORDS
     assert MUTEXES * GENERATION_STRIDE <= PAGE_WORDS and MUTEXES * JOURNAL_WORDS <= 33 * PAGE_WORDS
-    assert S_CLAIM + MUTEXES <= S_COMMAND and S_COMMAND * WORD + S_COMMAND_BYTES <= PAGE
+    assert S_CLAIM + MUTEXES <= S_WATCHES < S_RING < S_COMMAND and S_COMMAND * WORD + S_COMMAND_BYTES <= PAGE
     assert SLOT_WORDS % PAGE_WORDS == 0 and RECORDS_AT % PAGE_WORDS == 0 and PINS_AT % PAGE_WORDS == 0
     assert SLOTS_MAX * RECORDS <= REC_NEXT_MASK and LOCK_TAIL_SHIFT + 21 == 64
     assert N_TEXT * WORD + TEXT_BYTES == NODE_WORDS * WORD and X_RUNS > N_NAME

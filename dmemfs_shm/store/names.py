@@ -65,6 +65,11 @@ def park(uuid: uuids.UUID, slot: int, number: int) -> str:
     return f"/{prefix(uuid)}p{slot}.{number}"
 
 
+def is_park(name: str) -> bool:
+    """Whether this is the name of a parking semaphore."""
+    return name.rpartition(".")[0].rpartition(".")[2].startswith("p")
+
+
 def semaphore_path(name: str) -> str:
     """The file behind a named semaphore (glibc)."""
     return f"{SHM_DIR}/sem.{name.lstrip('/')}"

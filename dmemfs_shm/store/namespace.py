@@ -67,7 +67,9 @@ from .layout import (
     N_SEQ,
     N_SIBLINGS,
     N_SIZE,
+    N_STAMP,
     N_TEXT,
+    NAME_BYTES_MAX,
     NAME_BYTES_SHIFT,
     NAMESPACE,
     NODE_BACKED,
@@ -86,6 +88,7 @@ from .layout import (
     REC_WRITER,
     ROOT,
     S_PINS,
+    STAMP_MASK,
     STATE_READY,
     TEXT_BYTES,
     TRASH,
@@ -93,6 +96,7 @@ from .layout import (
     UNIT,
     W_FILE_CHARGE,
     W_STATE,
+    WATCHED,
     WORD,
     X_NEXT,
 )
@@ -147,6 +151,20 @@ class Busy(Exception):
     def __init__(self, node: int) -> None:
         super().__init__(node)
         self.node = node
+
+
+def stamp() -> int:
+    """The word of a file that is published now, with no attempts."""
+    return time.monotonic_ns() // 1000 & STAMP_MASK
+
+
+def cut(name: bytes, most: int) -> bytes:
+    """At most so many bytes of a name, no character of UTF-8 cut in two."""
+    if len(name) <= most:
+        return name
+    while name[most] & 0xC0 == 0x80:
+        most -= 1
+    return name[:most]
 
 
 class Namespace:
@@ -393,33 +411,48 @@ class Namespace:
     def _put_with(
         self, path: Path, size: int, fill: Fill | None, pin: int | None, timeout: float | None, *, replace: bool, content: int
     ) -> None:
-        self._behind_writers(
-            path,
-            self.store.transact,
-            lambda section: self._put_step(section, path, size, fill, pin, replace=replace, content=content),
-            timeout,
-        )
+        done = [0]
+
+        def step(section: Section) -> int:
+            return self._put_step(section, path, size, fill, pin, done, replace=replace, content=content)
+
+        self._behind_writers(path, self.store.transact, step, done, timeout)
 
     def _behind_writers(
         self,
         path: Path,
         run: Callable[[Callable[[Section], int], float | None], int],
         step: Callable[[Section], int],
+        done: list[int],
         timeout: float | None,
     ) -> None:
-        """Run a step that gives the path another file: it returns 0, or the node there whose writer is to be waited for."""
+        """Run a step that gives the path another file: it returns 0, and leaves that in *done*, or the node there whose writer
+        is to be waited for."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             rest = None if deadline is None else max(0.0, deadline - time.monotonic())
-            busy = run(step, rest)
+            try:
+                busy = run(step, rest)
+            finally:
+                if self.w[WATCHED]:
+                    self.announce(done[0])
             if not busy:
                 return
             self._wait_for_writer(path, busy, rest)
 
     def _put_step(
-        self, section: Section, path: Path, size: int, fill: Fill | None, pin: int | None, *, replace: bool, content: int
+        self,
+        section: Section,
+        path: Path,
+        size: int,
+        fill: Fill | None,
+        pin: int | None,
+        done: list[int],
+        *,
+        replace: bool,
+        content: int,
     ) -> int:
-        """One try: 0 if it is done, else the node whose writer is to be waited for."""
+        """One try: 0 if it is done, with the file's node in *done*, else the node whose writer is to be waited for."""
         parent = self.parent_of(path)
         node = self.tree.find(parent, path.parts[-1])
         if node:
@@ -434,6 +467,7 @@ class Namespace:
                 return node
             if not lock & LOCK_BUSY and self.content.few_runs(section.plan, self.at(node)):
                 self._swap_content(section, node, size, fill, pin)
+                done[0] = node
                 return 0
             self.take_away(section, node)
             content = self.w[self.at(node) + N_CONTENT] + 1
@@ -443,6 +477,7 @@ class Namespace:
         new = self._new_file(section, parent, path.parts[-1], size, fill, pin, content)
         if node:
             self.w[self.at(new) + N_CREATED] = self.w[self.at(node) + N_CREATED]
+        done[0] = new
         return 0
 
     def _new_file(
@@ -450,6 +485,7 @@ class Namespace:
     ) -> int:
         """A complete file with a name that does not stand."""
         new = self.tree.add(section, KIND_FILE, parent, name, size, content)
+        self.w[self.at(new) + N_STAMP] = stamp()
         self.give_content(section, new, size, fill, pin)
         return new
 
@@ -478,6 +514,7 @@ class Namespace:
         plan[at + N_SIZE] = size
         plan[at + N_CONTENT] = plan[at + N_CONTENT] + 1
         plan[at + N_MODIFIED] = time.time_ns()
+        plan[at + N_STAMP] = stamp()
         plan[at] = plan[at] & ~LOCK_ABANDONED
 
     def _replace_runs(self, section: Section, node: int, old: list[int], size: int, fill: Fill | None) -> None:
@@ -587,6 +624,7 @@ class Namespace:
 
     def rename(self, src: Path, dst: Path, timeout: float | None, *, make_parents: bool = False) -> None:
         """Give a file or directory another name; *make_parents* creates what is missing above it."""
+        renamed = [0]
 
         def step(section: Section) -> None:
             node = self.tree.walk(src.parts)
@@ -608,8 +646,13 @@ class Namespace:
             if directory and not self.w[NAMESPACE] & 1:  # making the parents was a commit of its own
                 self._freeze(section, node)
             self._rename_node(section, node, parent, dst.parts[-1])
+            renamed[0] = node
 
-        self.attempt(step, timeout)
+        try:
+            self.attempt(step, timeout)
+        finally:
+            if self.w[WATCHED]:
+                self.announce(renamed[0])
         self.files.pop(src.text, None)
 
     def parent_for(self, section: Section, dst: Path, *, make_parents: bool) -> int:
@@ -632,12 +675,15 @@ class Namespace:
         if rest:
             self.tree.free_node(section, rest)
         self.tree.link(section, node, kind, parent, name)
+        if kind == KIND_FILE:
+            plan[at + N_STAMP] = stamp()
         generation = plan[at + N_GENERATION]
         plan[at + N_GENERATION] = generation + 2
         plan.never_back(at + N_GENERATION, generation + 4)
 
     def replace(self, src: Path, dst: Path, timeout: float | None) -> None:
         """The closed file src takes the place of dst, at once for everybody; readers of the old dst keep it."""
+        done = [0]
 
         def step(section: Section) -> int:
             node = self.file_at(src)
@@ -652,10 +698,11 @@ class Namespace:
                 return old
             parent = self.parent_for(section, dst, make_parents=False)
             self._rename_node(section, node, parent, dst.parts[-1], old=old)
+            done[0] = node
             return 0
 
         try:
-            self._behind_writers(dst, self.attempt, step, timeout)
+            self._behind_writers(dst, self.attempt, step, done, timeout)
             self.files.pop(src.text, None)
             if self.w[ORPHANS]:
                 self.drain_orphans()
@@ -697,6 +744,7 @@ class Namespace:
     def publish(self, path: Path, record: int, timeout: float | None, *, exclusive: bool) -> None:
         """The draft that the record holds takes the path, at once for everybody, and is unlocked; readers of the file that
         was there keep it. Without blocks to spare: see `fit`. Its writer is waited for."""
+        done = [0]
 
         def step(section: Section) -> int:
             parent, old = self._place_for(section, path, exclusive=exclusive)
@@ -707,10 +755,11 @@ class Namespace:
             self._publish_draft(section, node, parent, path.parts[-1], old)
             section.plan[record] = FREE
             section.plan[self.at(node)] = 0
+            done[0] = node
             return 0
 
         try:
-            self._behind_writers(path, self.store.transact, step, timeout)
+            self._behind_writers(path, self.store.transact, step, done, timeout)
             if self.w[ORPHANS]:
                 self.drain_orphans()
         except BaseException:
@@ -726,6 +775,7 @@ class Namespace:
         if old:
             self._succeed(section, old, node)
         self.tree.publish_draft(section, node, parent, name)
+        plan[at + N_STAMP] = stamp()
 
     # ---- trees
 
@@ -889,14 +939,82 @@ class Namespace:
         word = w[record]
         node = word >> REC_NODE_SHIFT
         at = self.at(node)
-        if word & _WRITES == _WRITES and units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
-            self.fit(node)
-        self.store.rw.unlock(record, clears=clears)
+        if word & _WRITES == _WRITES:
+            if units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
+                self.fit(node)
+            if word & REC_DIRTY:
+                w[at + N_STAMP] = stamp()
+        try:
+            self.store.rw.unlock(record, clears=clears)
+        finally:
+            if w[WATCHED]:
+                self.store.publications.announce(node)
         kind = w[at + N_NAME] >> KIND_SHIFT
         if kind == KIND_ORPHAN:
             self.drain_orphans()
         elif kind == KIND_DRAFT:
             self._free_draft(node)
+
+    def after_hold(self, node: int) -> None:
+        """A request for a file's lock was taken back, and perhaps with it the last that kept it from being what it is."""
+        if self.w[WATCHED]:
+            self.store.publications.announce(node)
+        if self.w[self.at(node) + N_NAME] >> KIND_SHIFT == KIND_ORPHAN:
+            self.drain_orphans()
+
+    def announce(self, node: int) -> None:
+        """A file has got its name or content, or a directory its name, unless it came to nothing (node 0)."""
+        if node and self.tree.kind(node) == KIND_FILE:
+            self.store.publications.announce(node)
+        elif node:
+            self.store.publications.announce_all()
+
+    # ---- claims: what the holder of a file's exclusive lock does to its name
+
+    def consume(self, record: int) -> None:
+        """Remove the file that the record holds exclusively, and end the hold, in one transaction.
+
+        If others wait for the file, it loses its name there, and they are woken afterwards.
+        """
+        w = self.w
+        node = w[record] >> REC_NODE_SHIFT
+        at = self.at(node)
+
+        def step(section: Section) -> None:
+            if w[record] & _WRITES != _WRITES or self.tree.kind(node) != KIND_FILE:  # it was done, when an exception came
+                return
+            section.enter(node)
+            if w[at] & LOCK_BUSY == LOCK_WRITER:
+                self.store.rw.drop(section.plan, record, at)
+            self.take_away(section, node)
+
+        self.store.transact(step, self.store.patience)
+        if w[ORPHANS]:
+            self.drain_orphans()
+
+    def set_aside(self, record: int, directory: Path) -> None:
+        """Rename the file that the record holds exclusively into a directory, which is made if it is missing. It keeps its
+        name; if that is taken there, a number is added. FileExistsError if a file is where the directory should be."""
+        w = self.w
+        node = w[record] >> REC_NODE_SHIFT
+
+        def step(section: Section) -> None:
+            if w[record] & _WRITES != _WRITES or self.tree.kind(node) != KIND_FILE:  # as in `consume`
+                return
+            parent = self._make_directories(section, directory.parts)
+            section.enter(node)
+            self._rename_node(section, node, parent, self._free_name(parent, self.tree.name(self.at(node))))
+
+        self.store.transact(step, self.store.patience)  # it is announced when the hold ends
+
+    def _free_name(self, parent: int, name: bytes) -> bytes:
+        """The name, or the first of name.1, name.2, ... that is not taken in a directory."""
+        free, number = name, 0
+        while self.tree.find(parent, free):
+            number += 1
+            suffix = b".%d" % number
+            free = cut(name, NAME_BYTES_MAX - len(suffix)) + suffix
+        return free
 
     def fit(self, node: int) -> None:
         """Give back the blocks beyond a file's size, unless they are pinned. REQUIRES its exclusive lock."""
@@ -990,19 +1108,23 @@ class Namespace:
                 return None
             if w[at] & LOCK_ABANDONED and not allow_abandoned:
                 raise MFSAbandonedFileError(text)
-            size = w[at + N_SIZE]
-            if not size:
-                return pin, 0, 0
-            self.content.check_size(at)
-            if w[at + N_RUNS] >> 32:
-                if not pieces:
-                    return None  # it came in pieces since: once more, with the exclusive lock
-                self.unite(node, size, timeout)
-            word = pin.word
-            self.store.transact(lambda section: self.content.pin(section, node, word), timeout)
-            return pin, w[at + N_RUN], size
+            if w[at + N_RUNS] >> 32 and not pieces:
+                return None  # it came in pieces since: once more, with the exclusive lock
+            return pin, *self.pin_held(node, pin.word, timeout)
         finally:
             rw.give_back(held.pop())
+
+    def pin_held(self, node: int, pin: int, timeout: float | None) -> tuple[int, int]:
+        """Pin the content of a file that we hold, exclusively if it is in pieces: (run, size), run 0 if it is empty."""
+        w, at = self.w, self.at(node)
+        size = w[at + N_SIZE]
+        if not size:
+            return 0, 0
+        self.content.check_size(at)
+        if w[at + N_RUNS] >> 32:
+            self.unite(node, size, timeout)
+        self.store.transact(lambda section: self.content.pin(section, node, pin), timeout)
+        return w[at + N_RUN], size
 
     def unite(self, node: int, size: int, timeout: float | None) -> None:
         """Have a file that nobody pins in one run. REQUIRES its exclusive lock. MFSViewError."""
@@ -1139,6 +1261,7 @@ class Namespace:
             if not some.is_unreaped(slot, below):
                 return False
             self.store.grafts.abandon(section, at)
+            self.store.publications.forget(section, slot)
             section.commit()
             freed = 0
             backed = min(self.w[at + S_PINS], PINS)

@@ -83,6 +83,7 @@ from .layout import (
     S_RECORDS,
     STATE_READY,
     W_STATE,
+    WATCHED,
     WORD,
     journal_at,
 )
@@ -163,10 +164,21 @@ class FileLocks:
 
     # ---- the two calls of the hot path
 
-    def lock(self, node: int, generation: int, namespace: int, record: int, kind: int, timeout: float | None) -> bool:
+    def lock(
+        self,
+        node: int,
+        generation: int,
+        namespace: int,
+        record: int,
+        kind: int,
+        timeout: float | None,
+        *,
+        waits: bool = True,
+    ) -> bool:
         """Take the lock of a node, shared (kind 0) or exclusive (REC_WRITER, perhaps with REC_DIRTY).
 
-        False: the node has another generation, or the namespace changed, since they were looked up; look up again.
+        False: the node has another generation, or the namespace changed, since they were looked up; look up again. Or,
+        unless it *waits*, the lock was not to be had at once.
         MFSLockTimeoutError: not within *timeout* seconds. MFSDeadlockError: the calling thread is in its own way.
         In these cases the record is free. Any other exception may leave it in use: `give_back` mends that.
         """
@@ -207,7 +219,7 @@ class FileLocks:
                 raise
             raise_if_damage()
             raise
-        return taken or _Request(self, node, generation, namespace, record, kind, timeout).wait()
+        return taken or (waits and _Request(self, node, generation, namespace, record, kind, timeout).wait())
 
     def unlock(self, record: int, *, clears: bool = True) -> None:
         """Give back what the record holds; it is free then. A writer leaves the file complete, unless *clears* is false."""
@@ -366,10 +378,13 @@ class FileLocks:
     def post(self, record: int) -> None:
         """Wake the thread that waits with this record, after the grant was committed. A lost post costs a slice."""
         park = self.w[record] >> REC_PARK_SHIFT & REC_PARK_MASK
-        slot = self.number(record) // RECORDS
         if park:
-            with contextlib.suppress(*_NO_SEMAPHORE):
-                self._park(slot, park, create=False).release()
+            self.wake(self.number(record) // RECORDS, park)
+
+    def wake(self, slot: int, park: int) -> None:
+        """Give a token to whoever sleeps on a parking semaphore."""
+        with contextlib.suppress(*_NO_SEMAPHORE):
+            self._park(slot, park, create=False).release()
 
     def _park(self, slot: int, park: int, *, create: bool) -> posix_ipc.Semaphore:
         semaphore = self._semaphores.get((slot, park))
@@ -454,6 +469,7 @@ class FileLocks:
             mutex = self.mutexes[k]
             thread = self.threads.enter()
             granted: list[int] = []
+            freed: list[int] = []
             try:
                 mutex.acquire(thread, timeout)
                 if not some.is_unreaped(slot, below):
@@ -463,6 +479,7 @@ class FileLocks:
                     word = self.w[record]
                     if word & REC_STATE and 1 + (word >> REC_NODE_SHIFT) % INODE_MUTEXES == k:
                         granted += self._remove(mutex, record, reaped=not word & REC_DROPPED)
+                        freed.append(word >> REC_NODE_SHIFT)
                 mutex.release(thread)
             except BaseException:
                 try:
@@ -474,6 +491,9 @@ class FileLocks:
                 raise
             for record in granted:
                 self.post(record)
+            if freed and self.w[WATCHED]:
+                for node in freed:
+                    self.store.publications.announce(node)
         return True
 
     def give_back(self, lease: Lease, *, clears: bool = False) -> None:
@@ -589,6 +609,8 @@ class _Request:
         for record in granted:
             if record != self.record:
                 locks.post(record)
+        if waits and not self.w[self.record] & REC_STATE:
+            locks.store.names.after_hold(self.node)
         return bool(same)
 
     def _timeout(self) -> MFSLockTimeoutError:

@@ -47,6 +47,14 @@ def create_semaphore(name: str, value: int) -> None:
         ) from error
 
 
+def post_semaphore(name: str) -> None:
+    """Give a named semaphore a token; silent if there is none, or no descriptor to open it with."""
+    with contextlib.suppress(OSError, posix_ipc.Error):
+        semaphore = open_semaphore(name)
+        semaphore.release()
+        semaphore.close()
+
+
 def unlink_semaphore(name: str) -> None:
     """Take a semaphore's name away; silent if it is gone already."""
     with contextlib.suppress(FileNotFoundError), _errors_of_files(name, errno.ENOENT):

@@ -69,6 +69,7 @@ SPLIT_NODES_MAX = 60  # a longer bucket is split another time
 REMOVED, UNPUBLISHED = "(removed)", "(unpublished)"  # in place of the path of a file that has none
 _IDENTITY = (1 << 48) - 1  # hash and length in N_NAME
 NODE_GROWTH_MOST = 16384
+PATH_PARTS_MOST = 2048
 
 
 class NeedNodes(Exception):
@@ -302,6 +303,24 @@ class Tree:
             parts.append(self.name(at).decode("utf-8", "replace"))
             node = self.w[at + N_PARENT]
         return "?"
+
+    def parts(self, node: int) -> list[bytes] | None:
+        """The names that lead from the root to a node; None if it does not hang on the root. Without a lock: what was read
+        counts if the namespace word was even and is the same when the node's lock is taken."""
+        w = self.w
+        found: list[bytes] = []
+        backed = w[NODE_BACKED]
+        while node != ROOT:
+            if not 0 < node < backed or len(found) > PATH_PARTS_MOST:
+                return None
+            at = self.nodes_at + node * NODE_WORDS
+            try:
+                found.append(self.name(at))
+            except MFSCorruptStoreError:  # it was renamed this very moment
+                return None
+            node = w[at + N_PARENT]
+        found.reverse()
+        return found
 
     # ---- nodes
 
