@@ -1,7 +1,7 @@
 """A quota-bounded filesystem in POSIX shared memory, for many processes and threads, that survives the death of any.
 
-Reading order: `filesystem` (what a user calls), `handle` and `view` (what `open` and `view` return), `text`, `archive`,
-`aio` (the same for asyncio), `errors`; then the engine, `store`.
+Reading order: `filesystem` (what a user calls), `handle`, `view` and `claims` (what `open`, `view` and `claim` return),
+`text`, `archive`, `aio` (the same for asyncio), `errors`; then the engine, `store`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .handle import MemoryFileHandle
 if TYPE_CHECKING:
     from .aio import AsyncMemoryFileHandle, AsyncMemoryFileSystem
     from .archive import ArchiveAdapter, TarAdapter, ZipAdapter, expand_archive, expand_archive_streaming
+    from .claims import Claim
     from .text import MFSTextHandle
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [  # noqa: PLE0604  (strings all)
     "ArchiveAdapter",
     "AsyncMemoryFileHandle",
     "AsyncMemoryFileSystem",
+    "Claim",
     "LockInfo",
     "MFSInfo",
     "MFSStatResult",
@@ -43,6 +45,7 @@ _LAZY = {
     "ArchiveAdapter": "archive",
     "AsyncMemoryFileHandle": "aio",
     "AsyncMemoryFileSystem": "aio",
+    "Claim": "claims",
     "MFSTextHandle": "text",
     "TarAdapter": "archive",
     "ZipAdapter": "archive",

@@ -193,6 +193,7 @@ class Lookout:
         self.w = store.w
         self.pattern = pattern
         self.limit = limit
+        self._relieve()  # what the dead have may be the oldest
         store.publications.watch(who)
         self.reader = Reader(store)
         self.beat_at = time.monotonic() + BEAT_S
@@ -234,10 +235,13 @@ class Lookout:
         now = time.monotonic()
         if late or now >= self.beat_at:
             self.beat_at = now + BEAT_S
-            with contextlib.suppress(MFSStoreBusyError):
-                self.store.relieve_locks()
+            self._relieve()
             if self.w[REAPS] != self.reaps or (late and now >= self.looked_at + BEAT_S):
                 self.look()
+
+    def _relieve(self) -> None:
+        with contextlib.suppress(MFSStoreBusyError):
+            self.store.relieve_locks()
 
 
 class Sight(Lookout):

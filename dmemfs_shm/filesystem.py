@@ -354,8 +354,7 @@ class MemoryFileSystem:
                     if claim is not None:
                         claim.release()
                 store.work_off()
-                if store.users == 1:
-                    store.publications.leave()
+                store.publications.leave(for_good=store.users == 1)
         except MFSStoreGoneError:
             if store.state == STATE_READY:  # else it was destroyed just now, and nothing is left to give back
                 raise

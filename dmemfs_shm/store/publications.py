@@ -166,11 +166,14 @@ class Publications:
             pass
         watched, backed = w[WATCHED], min(w[SLOTS_BACKED], layout.slots)
         for slot in _slots(watched, backed):
-            sleepers = w[layout.slot_at(slot) + S_SLEEPERS]
-            while sleepers:
-                park = (sleepers & -sleepers).bit_length() - 1
-                sleepers &= sleepers - 1
-                self.store.rw.wake(slot, park)
+            self._wake_slot(slot)
+
+    def _wake_slot(self, slot: int) -> None:
+        sleepers = self.w[self.layout.slot_at(slot) + S_SLEEPERS]
+        while sleepers:
+            park = (sleepers & -sleepers).bit_length() - 1
+            sleepers &= sleepers - 1
+            self.store.rw.wake(slot, park)
 
     # ---- wanting to know
 
@@ -193,13 +196,14 @@ class Publications:
                 self._watching = False
                 self.store.transact(self._end, self.store.patience)
 
-    def leave(self) -> None:
-        """Nobody of this process wants to know any more; those who sleep are woken."""
+    def leave(self, *, for_good: bool) -> None:
+        """Somebody of this process wants to know no more, or (*for good*) everybody: wake them to see whether it is they."""
         with self._turn:
             if self._watching:
-                for who in list(self._watchers):
-                    self.unwatch(who)
-                self._wake()
+                if for_good:
+                    self._watchers.clear()
+                    self.unwatch(None)
+                self._wake_slot(self.store.slot)
 
     def _begin(self, section: Section) -> None:
         section.plan[self._at + S_WATCHES] = 1

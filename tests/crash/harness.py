@@ -33,8 +33,9 @@ from typing import Any, Self
 import numpy as np
 import posix_ipc
 
+from dmemfs_shm import claims
 from dmemfs_shm.errors import MFSStoreBusyError
-from dmemfs_shm.store import attachment, mutex, rwlock, segment
+from dmemfs_shm.store import attachment, mutex, publications, rwlock, segment
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.layout import (
     BACKEND_OFD,
@@ -662,9 +663,9 @@ def deadlines(store: Attachment, seconds: float) -> Iterator[None]:
 @contextlib.contextmanager
 def short_slices(seconds: float = SLICE_S) -> Iterator[None]:
     """Everybody who is started in this block looks after the dead every few milliseconds."""
-    before = mutex.SLICE_S, rwlock.SLICE_S
-    mutex.SLICE_S = rwlock.SLICE_S = seconds
+    before = mutex.SLICE_S, rwlock.SLICE_S, publications.SLICE_S, claims.BEAT_S
+    mutex.SLICE_S = rwlock.SLICE_S = publications.SLICE_S = claims.BEAT_S = seconds
     try:
         yield
     finally:
-        mutex.SLICE_S, rwlock.SLICE_S = before
+        mutex.SLICE_S, rwlock.SLICE_S, publications.SLICE_S, claims.BEAT_S = before

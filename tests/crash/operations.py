@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from dmemfs_shm import MemoryFileSystem, MFSAbandonedFileError, snapshot
+from dmemfs_shm import MemoryFileSystem, MFSAbandonedFileError, MFSTimeoutError, snapshot
 from dmemfs_shm.filesystem import _read_unlocked
 from dmemfs_shm.frames import FrameWriter
 from dmemfs_shm.paths import parse
@@ -105,6 +105,16 @@ class Case:
             fs._store.grafts._end_copy = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             fs.copy_tree("/empty", "/copied")
             raise AssertionError((looking, writer))
+
+        killed_in(self, body)
+
+    def leave_a_dead_claimer(self) -> None:
+        """A participant died that had claimed a file and wanted to know what is published."""
+
+        def body(fs: MemoryFileSystem) -> None:
+            claimed = fs.claim("/d/small", 0)
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError(claimed)
 
         killed_in(self, body)
 
@@ -473,6 +483,18 @@ def fill(path: str, mode: str, place: tuple[int, int | None], data: bytes, **opt
     return do
 
 
+def claim(path: str, *limits: Any, done: bool = True) -> Callable[..., None]:
+    """Claim a file, if there is one to be had, and remove it or give it back."""
+
+    def do(fs: MemoryFileSystem, _: Any) -> None:
+        with contextlib.suppress(MFSTimeoutError), fs.claim(path, 0, *limits) as claimed:
+            claimed.read_bytes()
+            if done:
+                claimed.done()
+
+    return do
+
+
 def save(hurried_most: int) -> Callable[..., None]:
     def do(fs: MemoryFileSystem, _: Any) -> None:
         before, snapshot.HURRIED_MOST = snapshot.HURRIED_MOST, hurried_most
@@ -498,6 +520,38 @@ def load(fs: MemoryFileSystem, _: Any) -> None:
     out.finish()
     stream.seek(0)
     fs.restore(stream)
+
+
+def claim_and_view(fs: MemoryFileSystem, _: Any) -> None:
+    with contextlib.suppress(MFSTimeoutError), fs.claim("/d/*", 0) as claimed:
+        view = claimed.view()
+        before = bytes(view)
+        claimed.done()
+        assert bytes(view) == before
+        view.release()
+    fs.stats()
+
+
+def claimed_and_wanted(fs: MemoryFileSystem, fault: Fault) -> Any:
+    """The child has claimed a file, and others wait for it."""
+    claimed = fs.claim("/d/small", 0)
+    for _ in range(2):
+        fault.ask("reader_waits")
+    return claimed
+
+
+def wait_in_vain(fs: MemoryFileSystem, _: Any) -> None:
+    with contextlib.suppress(MFSTimeoutError):
+        fs.wait_for("/none", 0.002)
+
+
+def watch(fs: MemoryFileSystem) -> None:
+    """From now on somebody wants to know what is published."""
+    fs.claim("/d/small", 0).release()
+
+
+def watching(case: Case) -> None:
+    watch(case.fs)
 
 
 LONG, LONGER = "n" * 200, "m" * 210  # names that take two nodes
@@ -620,6 +674,21 @@ OPERATIONS: dict[str, Operation] = {
     "drop-a-handle": Operation(drop_a_handle, ("/d/small",)),
     "close-under-a-view": Operation(close_under_a_view),
     "use-after-fork": Operation(use_after_fork, joins=True),
+    "claim-and-done": Operation(claim("/d/*")),
+    "claim-and-release": Operation(claim("/d/*", done=False)),
+    "claim-in-pieces": Operation(claim("/large"), (), in_pieces),
+    "claim-and-view": Operation(claim_and_view),
+    "claim-to-dead-letter": Operation(claim("/d/small", 1, "/dead/letters", done=False)),
+    "claim-past-attempts": Operation(claim("/d/small", 1, "/dead", done=False), (), watching),
+    "claim-hands-over": Operation(lambda _fs, _, claimed: claimed.done(), ready=claimed_and_wanted),
+    "reap-a-claimer": Operation(call("trim"), (), watching, ready=lambda fs, fault: fault.ask("leave_a_dead_claimer")),
+    "wait-in-vain": Operation(wait_in_vain),
+    "write-watched": Operation(write("/d/x", "wb", SMALL), ("/d/x",), watching),
+    "write-bytes-over-watched": Operation(call("write_bytes", "/d/small", OTHER), (), watching),
+    "rename-watched": Operation(call("rename", "/d/small", "/d/sub/renamed"), (), watching),
+    "rename-directory-watched": Operation(call("rename", "/d", "/renamed"), (), watching),
+    "copy-tree-watched": Operation(call("copy_tree", "/d", "/copied"), (), watching),
+    "close-watching": Operation(lambda fs, _: fs.close(), ready=lambda fs, fault: watch(fs)),
     "unpickle": Operation(unpickle, (), Case.pickle_it, joins=True),
 }
 

@@ -66,7 +66,9 @@ ONCE = frozenset(
     (
         "atomic-over-read-long-name",
         "attach",
+        "claim-hands-over",
         "close",
+        "close-watching",
         "close-last-reader-of-replaced",
         "close-under-a-view",
         "drop-a-handle",
@@ -77,6 +79,7 @@ ONCE = frozenset(
         "look-around",
         "reader-hands-over",
         "reap",
+        "reap-a-claimer",
         "write-bytes-over-read-long-name",
     )
 )
