@@ -192,6 +192,27 @@ def claim_and_leave(link: Link, name: str, how: str) -> None:
     fs.close()
 
 
+def test_a_waiter_that_was_killed_is_in_nobodys_way(named: MemoryFileSystem, store_name: str) -> None:
+    store = named._store
+    assert store is not None
+    with child("fork", wait_for_ever, store_name) as running:
+        slot = running.receive()
+        at = store.layout.slot_at(slot) + S_SLEEPERS
+        until(lambda: bool(store.w[at]), "it sleeps")
+        running.kill()
+    named.write_bytes("/x", b"x")
+    assert store.w[at] and store.w[WATCHED]
+    store.relieve_locks()
+    assert not store.w[at] and not store.w[WATCHED]
+
+
+def wait_for_ever(link: Link, name: str) -> None:
+    fs = MemoryFileSystem.attach(name)
+    assert fs._store is not None
+    link.send(fs._store.slot)
+    fs.wait_for("/never")
+
+
 def test_more_is_published_than_the_ring_holds(inbox: MemoryFileSystem) -> None:
     inbox.claim("/in/c").release()
     for number in range(2 * ENTRIES):
