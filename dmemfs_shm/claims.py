@@ -15,7 +15,7 @@ A `Claim` is the exclusive lock of a file under our slot, taken without waiting 
     before it is locked: whether it is the file it was (generation), whether it still hangs on the root and matches, and
     the lock is given only if neither that nor any directory's name has changed since. What is found taken is dropped,
     since whoever has it announces it when he gives it back; so is what is gone.
-  * A dead claimer's files are given back by whoever looks after the dead next; those who wait do, twice a second.
+  * A dead claimer's files are given back by whoever looks after the dead next; those who wait do, once a second.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BEAT_S = 0.5
+BEAT_S = 0.9
 PATTERNS_KEPT_MOST = 16
 
 

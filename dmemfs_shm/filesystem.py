@@ -447,7 +447,9 @@ class MemoryFileSystem:
         try:
             record = held[0].word
             node = store.names.draft(target, record, timeout, exclusive=mode == "xb")
-            handle = load("dmemfs_shm.atomic").AtomicFileHandle(self, store, node, held, target, mode, timeout)
+            handle: MemoryFileHandle = load("dmemfs_shm.atomic").AtomicFileHandle(
+                self, store, node, held, target, mode, timeout
+            )
             self._handles[record] = weakref.ref(handle)
         except BaseException:
             if held and store.state == STATE_READY:
@@ -604,7 +606,7 @@ class MemoryFileSystem:
         """
         parsed = parse(prefix)
         self._attached()
-        return load("dmemfs_shm.export").exported(self, parsed, only_dirty=only_dirty, allow_abandoned=allow_abandoned)
+        return load("dmemfs_shm.export").exported(self, parsed, only_dirty=only_dirty, allow_abandoned=allow_abandoned)  # type: ignore[no-any-return]
 
     # ---- names
 
@@ -805,7 +807,7 @@ class MemoryFileSystem:
         published, by whatever process: by a close, write_bytes, replace, rename, copy. timeout: seconds, None to wait for
         ever: MFSTimeoutError (a TimeoutError). What happens to the file next is anybody's business: see `claim`.
         """
-        return load("dmemfs_shm.claims").wait_for(self, pattern, timeout)
+        return load("dmemfs_shm.claims").wait_for(self, pattern, timeout)  # type: ignore[no-any-return]
 
     def claim(
         self,
@@ -829,7 +831,7 @@ class MemoryFileSystem:
         timeout: seconds, None to wait for ever: MFSTimeoutError (a TimeoutError). The claim is an exclusive lock: others find
         the file open. It ends with `close`, and does not pass to forked children.
         """
-        return load("dmemfs_shm.claims").claim(self, pattern, timeout, max_attempts, dead_letter)
+        return load("dmemfs_shm.claims").claim(self, pattern, timeout, max_attempts, dead_letter)  # type: ignore[no-any-return]
 
     # ---- figures
 

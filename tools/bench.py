@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dmemfs_shm
-from dmemfs_shm import MemoryFileSystem
+from dmemfs_shm import MemoryFileSystem, MFSTimeoutError
 
 KIB, MIB = 1 << 10, 1 << 20
 PAGE = bytes(range(256)) * 16
@@ -61,10 +61,13 @@ class Plan:
     stores: int  # created and closed
     imports: int  # each in a process of its own
     large: int  # bytes of the file that is viewed
+    waiting: int  # files that wait to be claimed
+    wakes: int
+    idle: float  # seconds that eight processes wait in vain
 
 
-FULL = Plan(seconds=1.0, stores=50, imports=7, large=LARGE)
-QUICK = Plan(seconds=0.03, stores=3, imports=1, large=8 * MIB)
+FULL = Plan(seconds=1.0, stores=50, imports=7, large=LARGE, waiting=10_000, wakes=100, idle=5.0)
+QUICK = Plan(seconds=0.03, stores=3, imports=1, large=8 * MIB, waiting=100, wakes=3, idle=0.1)
 
 
 class Workload(NamedTuple):
@@ -91,7 +94,7 @@ WORKLOADS = [
     Workload("listdir", "the names of 1,000 files", files=1000, on_folder=True),
 ]
 VIEW = "view"
-FIGURES = ("store", "import")
+FIGURES = ("store", "import", "claim", "wake", "idle")
 NAMES = [workload.operation for workload in WORKLOADS] + [VIEW, *FIGURES]
 
 
@@ -439,6 +442,86 @@ def imports(plan: Plan) -> list[dict[str, Any]]:
     return [figure("import", "import dmemfs_shm, beyond a bare python", walls, cpus)]
 
 
+def claims(plan: Plan) -> list[dict[str, Any]]:
+    """The oldest of many files that wait, claimed and done. The first claim, which looks at all of them, is not timed."""
+
+    def claim_and_finish(fs: MemoryFileSystem) -> None:
+        with fs.claim("/in/*", 0) as claim:
+            claim.done()
+
+    with closing(MemoryFileSystem(max_quota=16 * MIB)) as fs, without_gc():
+        fs.mkdir("/in")
+        for number in range(plan.waiting + 1):
+            fs.write_bytes(f"/in/{number}", b"x")
+        claim_and_finish(fs)
+        samples = [timed(claim_and_finish, [fs]) for _ in range(plan.waiting // 5)]
+    what = f"claim one of {plan.waiting:,} files, and done"
+    return [figure("claim", what, [one.wall / 1e6 for one in samples], [one.cpu / 1e6 for one in samples])]
+
+
+def in_children(fs: MemoryFileSystem, count: int, do: Callable[[Callable[[int], None]], None]) -> tuple[list[int], int]:
+    """Processes that do(tell); their ids, and where what they tell is to be read, eight bytes each."""
+    reads, writes = os.pipe()
+    pids = []
+    for _ in range(count):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            try:
+                do(lambda value: os.write(writes, value.to_bytes(8, "little")) and None)
+            finally:
+                fs.close()
+                os._exit(0)
+    os.close(writes)
+    return pids, reads
+
+
+def told(reads: int) -> int:
+    return int.from_bytes(os.read(reads, 8), "little")
+
+
+def wakes(plan: Plan) -> list[dict[str, Any]]:
+    """From before write_bytes to the return of wait_for in another process that sleeps there."""
+    walls = []
+    with closing(MemoryFileSystem(max_quota=16 * MIB)) as fs:
+
+        def wait(tell: Callable[[int], None]) -> None:
+            for number in range(plan.wakes):
+                tell(0)
+                fs.wait_for(f"/{number}", 10)
+                tell(time.perf_counter_ns())
+
+        pids, reads = in_children(fs, 1, wait)
+        for number in range(plan.wakes):
+            told(reads)
+            time.sleep(0.01)
+            begin = time.perf_counter_ns()
+            fs.write_bytes(f"/{number}", b"x")
+            walls.append((told(reads) - begin) / 1e6)
+        os.close(reads)
+        os.waitpid(pids[0], 0)
+    return [figure("wake", "write_bytes until wait_for returns elsewhere", walls, walls)]
+
+
+def idleness(plan: Plan) -> list[dict[str, Any]]:
+    """The CPU time of eight processes that wait in vain."""
+    with closing(MemoryFileSystem(max_quota=16 * MIB)) as fs:
+
+        def wait(tell: Callable[[int], None]) -> None:
+            with contextlib.suppress(MFSTimeoutError):
+                fs.wait_for("/none", 0.01)  # what is done the first time only
+            begin = time.process_time_ns()
+            with contextlib.suppress(MFSTimeoutError):
+                fs.wait_for("/none", plan.idle)
+            tell(time.process_time_ns() - begin)
+
+        pids, reads = in_children(fs, 8, wait)
+        spent = sum(told(reads) for _ in pids) / 1e6
+        os.close(reads)
+        for pid in pids:
+            os.waitpid(pid, 0)
+    return [figure("idle", f"eight that wait for {plan.idle} s, their CPU together", [plan.idle * 1e3], [spent])]
+
+
 # ---- what is said
 
 
@@ -491,7 +574,7 @@ def measure(names: Sequence[str], plan: Plan) -> dict[str, Any]:
         if VIEW in names:
             say(VIEW)
             workloads.append(view(folder, plan))
-        for name, take in zip(FIGURES, (stores, imports), strict=True):
+        for name, take in zip(FIGURES, (stores, imports, claims, wakes, idleness), strict=True):
             if name in names:
                 say(name)
                 figures += take(plan)

@@ -943,7 +943,7 @@ class Namespace:
             if units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
                 self.fit(node)
             if word & REC_DIRTY:
-                w[at + N_STAMP] = stamp()
+                w[at + N_STAMP] = time.monotonic_ns() // 1000 & STAMP_MASK  # `stamp`
         try:
             self.store.rw.unlock(record, clears=clears)
         finally:

@@ -545,7 +545,7 @@ def done_without_end(fs: MemoryFileSystem, _: Any, claimed: Any) -> None:
     fs._store.names.consume(claimed._held[0].word)  # type: ignore[union-attr]
 
 
-def wait_in_vain(fs: MemoryFileSystem, _: Any) -> None:
+def wait_for_nothing(fs: MemoryFileSystem, _: Any) -> None:
     """It wants to know, and then no more. (How often it would sleep hangs on the clock.)"""
     with contextlib.suppress(MFSTimeoutError):
         fs.wait_for("/none", 0)
@@ -688,7 +688,7 @@ OPERATIONS: dict[str, Operation] = {
     "claim-past-attempts": Operation(claim("/d/small", 1, "/dead", done=False), (), watching),
     "claim-hands-over": Operation(done_without_end, ready=claimed_and_wanted),
     "reap-a-claimer": Operation(call("trim"), (), watching, ready=lambda fs, fault: fault.ask("leave_a_dead_claimer")),
-    "wait-in-vain": Operation(wait_in_vain),
+    "wait-for-nothing": Operation(wait_for_nothing),
     "write-watched": Operation(write("/d/x", "wb", SMALL), ("/d/x",), watching),
     "write-bytes-over-watched": Operation(call("write_bytes", "/d/small", OTHER), (), watching),
     "rename-watched": Operation(call("rename", "/d/small", "/d/sub/renamed"), (), watching),

@@ -56,7 +56,7 @@ def test_quick_json(capsys):
             assert set(result) == {"backend", "wall_us", "cpu_us", "ratio", "cpu_ratio"}
             assert all(is_spread(result[key]) for key in ("wall_us", "cpu_us", "ratio", "cpu_ratio"))
 
-    assert [figure["figure"] for figure in report["figures"]] == ["create", "close", "import"]
+    assert [figure["figure"] for figure in report["figures"]] == ["create", "close", "import", "claim", "wake", "idle"]
     for figure in report["figures"]:
         assert set(figure) == {"figure", "what", "samples", "wall_ms", "cpu_ms"}
         assert is_spread(figure["wall_ms"]) and is_spread(figure["cpu_ms"])
