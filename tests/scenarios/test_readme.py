@@ -17,7 +17,7 @@ def examples(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("example", examples("python"), ids=["quick-start", "ten-writers"])
+@pytest.mark.parametrize("example", examples("python"), ids=["quick-start", "ten-writers", "passing-files-on"])
 def test_python(program: Program, tmp_path: Path, example: str) -> None:
     script = tmp_path / "example.py"
     script.write_text(example, encoding="utf-8")

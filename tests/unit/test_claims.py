@@ -43,6 +43,12 @@ def nobody_waits(fs: MemoryFileSystem) -> bool:
     return not sleepers(fs)
 
 
+@pytest.fixture
+def long_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sleeps is woken, or sleeps on: no slice ends in time."""
+    monkeypatch.setattr(publications, "SLICE_S", 10 * DEADLINE_S)
+
+
 @contextlib.contextmanager
 def somebody_waits(fs: MemoryFileSystem, pattern: str) -> Iterator[Task]:
     """A thread of ours sleeps until a file that matches is published; at the end of the block it must have one."""
@@ -106,6 +112,7 @@ PUBLISHING: dict[str, Callable[[MemoryFileSystem], Any]] = {
 }
 
 
+@pytest.mark.usefixtures("long_slices")
 @pytest.mark.parametrize("way", PUBLISHING)
 def test_a_publication_wakes(fs: MemoryFileSystem, way: str) -> None:
     for folder in "/in", "/out", "/tree":
@@ -117,6 +124,7 @@ def test_a_publication_wakes(fs: MemoryFileSystem, way: str) -> None:
         assert task.result() in ("/in/x", "/in/y/x")
 
 
+@pytest.mark.usefixtures("long_slices")
 @pytest.mark.parametrize("way", PUBLISHING)
 def test_a_publication_in_another_process_wakes(named: MemoryFileSystem, store_name: str, way: str) -> None:
     for folder in "/in", "/out", "/tree":
@@ -214,7 +222,7 @@ def wait_for_ever(link: Link, name: str) -> None:
 
 
 def test_more_is_published_than_the_ring_holds(inbox: MemoryFileSystem) -> None:
-    inbox.claim("/in/c").release()
+    inbox.claim("/in/*").release()  # from now on it knows what is there, and hears of the rest
     for number in range(2 * ENTRIES):
         inbox.write_bytes("/out", str(number).encode())
     inbox.write_bytes("/in/d", b"d")
@@ -224,7 +232,7 @@ def test_more_is_published_than_the_ring_holds(inbox: MemoryFileSystem) -> None:
 def test_entries_of_threads_that_come_in_between_are_not_lost(inbox: MemoryFileSystem, monkeypatch: Any) -> None:
     """A signal handler, or another thread, publishes while an entry is being stored."""
     assert inbox._store is not None
-    inbox.claim("/in/c").release()
+    inbox.claim("/in/*").release()  # from now on it knows what is there, and hears of the rest
     some, real = inbox._store.publications, publications.Publications._raise
     nested: list[int] = []
 
@@ -237,6 +245,19 @@ def test_entries_of_threads_that_come_in_between_are_not_lost(inbox: MemoryFileS
     monkeypatch.setattr(type(some), "_raise", publish_first)
     inbox.write_bytes("/in/d", b"d")
     assert nested and sorted(take(inbox) for _ in range(5)) == [f"/in/{name}" for name in "abcde"]
+
+
+def test_an_entry_that_was_never_finished(inbox: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception came while it was stored: the next one makes everybody look at all files."""
+    assert inbox._store is not None
+    some = inbox._store.publications
+    inbox.claim("/in/*").release()  # from now on it knows what is there, and hears of the rest
+    with monkeypatch.context() as patch:
+        patch.setattr(some, "announce", lambda node: None)
+        inbox.write_bytes("/in/d", b"d")
+    some._next += 1
+    inbox.write_bytes("/in/e", b"e")
+    assert sorted(take(inbox) for _ in range(5)) == [f"/in/{name}" for name in "abcde"]
 
 
 # ---- claim
@@ -362,6 +383,7 @@ def die_claiming(link: Link, name: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("long_slices")
 @pytest.mark.parametrize("end", ["killed", "released", "done elsewhere"])
 def test_a_waiting_claimer_gets_what_another_process_had(named: MemoryFileSystem, store_name: str, end: str) -> None:
     named.write_bytes("/x", b"x")
@@ -371,6 +393,8 @@ def test_a_waiting_claimer_gets_what_another_process_had(named: MemoryFileSystem
         until(lambda: not nobody_waits(named), "the thread sleeps")
         if end == "killed":
             running.kill()
+            assert named._store is not None
+            named._store.relieve_locks()
         else:
             running.send(end)
             running.join()
@@ -387,6 +411,7 @@ def claim_and_wait(link: Link, name: str) -> None:
     fs.close()
 
 
+@pytest.mark.usefixtures("long_slices")
 def test_a_claimer_waits_for_the_last_reader(inbox: MemoryFileSystem) -> None:
     with inbox.open("/in/c") as one, inbox.open("/in/c") as other:
         task = Task(lambda: inbox.claim("/in/c", LONG).path)
@@ -496,6 +521,19 @@ def test_a_directory_that_was_renamed_meanwhile(inbox: MemoryFileSystem) -> None
     assert [take(inbox, "/new/*") for _ in range(3)] == ["/new/c", "/new/a", "/new/b"]
 
 
+def test_a_tree_that_is_being_freed(inbox: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are what they were, and hang on nothing."""
+    assert inbox._store is not None
+    inbox.claim("/**").release()
+    names = inbox._store.names
+    monkeypatch.setattr(names, "drain_trash", lambda: None)
+    inbox.rmtree("/in")
+    with pytest.raises(MFSTimeoutError):
+        inbox.claim("/**", 0)
+    monkeypatch.undo()
+    names.drain_trash()
+
+
 def test_a_tree_that_was_removed_meanwhile(inbox: MemoryFileSystem) -> None:
     inbox.claim("/in/*").release()
     inbox.rmtree("/in")
@@ -513,6 +551,7 @@ def test_closing_gives_claims_back(named: MemoryFileSystem, store_name: str) -> 
     assert named.claim("/x", 0).attempts == 1
 
 
+@pytest.mark.usefixtures("long_slices")
 def test_closing_ends_a_wait(named: MemoryFileSystem, store_name: str) -> None:
     other = MemoryFileSystem.attach(store_name)
     tasks = [Task(call, "/x", LONG) for call in (other.wait_for, other.claim)]
@@ -523,6 +562,7 @@ def test_closing_ends_a_wait(named: MemoryFileSystem, store_name: str) -> None:
             task.result()
 
 
+@pytest.mark.usefixtures("long_slices")
 def test_destroying_ends_a_wait_and_a_claim(stores: Stores) -> None:
     fs = MemoryFileSystem.create(stores.name())
     fs.write_bytes("/x", b"x")
