@@ -14,7 +14,7 @@ from .filesystem import LockInfo, MemoryFileSystem, MFSInfo, MFSStatResult, MFSS
 from .handle import MemoryFileHandle
 
 if TYPE_CHECKING:
-    from .aio import AsyncMemoryFileHandle, AsyncMemoryFileSystem
+    from .aio import AsyncClaim, AsyncMemoryFileHandle, AsyncMemoryFileSystem
     from .archive import ArchiveAdapter, TarAdapter, ZipAdapter, expand_archive, expand_archive_streaming
     from .claims import Claim
     from .text import MFSTextHandle
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [  # noqa: PLE0604  (strings all)
     "ArchiveAdapter",
+    "AsyncClaim",
     "AsyncMemoryFileHandle",
     "AsyncMemoryFileSystem",
     "Claim",
@@ -43,6 +44,7 @@ __all__ = [  # noqa: PLE0604  (strings all)
 #: Where the names are that few programs need: loaded at the first use, to keep the import short.
 _LAZY = {
     "ArchiveAdapter": "archive",
+    "AsyncClaim": "aio",
     "AsyncMemoryFileHandle": "aio",
     "AsyncMemoryFileSystem": "aio",
     "Claim": "claims",

@@ -8,7 +8,7 @@
 Guarantees. No call waits for a thread that waits for a file. Each call is first made by one of a few shared threads, as one
 that is refused rather than waits; one that is refused is made again, to wait, by a thread of its own. So closing, which is
 what the others wait for, always finds a thread, however many wait; their number is bounded by what one process may open
-(MFSTooManyHandlesError).
+(MFSTooManyHandlesError), but that of those who wait for a file to come by nothing: each has a thread.
 
 A task is to the locks what a thread is to those of the synchronous filesystem: what it has open for reading it may read
 again past waiting writers, and asking for what it would itself be in the way of is MFSDeadlockError at once. Which thread
@@ -30,7 +30,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from .errors import MFSClosedError, MFSLockTimeoutError, MFSStoreBusyError
 from .filesystem import DEFAULT_QUOTA, MemoryFileSystem, _check_timeout
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import io
     import uuid as uuids
 
+    from .claims import Claim
     from .filesystem import LockInfo, MFSInfo, MFSStatResult, MFSStats, ParticipantInfo
     from .handle import MemoryFileHandle
     from .paths import AnyPath
@@ -290,11 +291,74 @@ class AsyncMemoryFileHandle:
     async def __aenter__(self) -> Self:
         return self
 
+    async def discard(self) -> None:
+        """See `MemoryFileHandle.discard`."""
+        await self._do("discard", must_run=True)
+
     async def __aexit__(self, *exc: object) -> None:
-        await self.close()
+        await self._do("__exit__", *exc, must_run=True)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._h!r}>"
+
+
+class AsyncClaim:
+    """A file that nobody else has, as `AsyncMemoryFileSystem.claim` returns it; use it in an ``async with``.
+
+    The methods are those of `Claim`.
+    """
+
+    def __init__(self, fs: AsyncMemoryFileSystem, claim: Claim) -> None:
+        """Do not call: `AsyncMemoryFileSystem.claim` does."""
+        self._fs = fs
+        self._claim = claim
+
+    @property
+    def path(self) -> str:
+        return self._claim.path
+
+    @property
+    def attempts(self) -> int:
+        return self._claim.attempts
+
+    @property
+    def active(self) -> bool:
+        return self._claim.active
+
+    async def open(self, mode: str = "rb") -> AsyncMemoryFileHandle:
+        """See `Claim.open`."""
+        return AsyncMemoryFileHandle(self._fs, await self._fs._run(lambda: self._claim.open(mode), _close))
+
+    async def read_bytes(self) -> bytes:
+        """See `Claim.read_bytes`."""
+        return await self._fs._run(self._claim.read_bytes)  # type: ignore[no-any-return]
+
+    def view(self) -> Any:
+        """See `Claim.view`: ``async with claim.view() as v``, or ``with await claim.view() as v``."""
+
+        def begin(entered: bool) -> Any:
+            if entered:
+                return self._fs._run(lambda: _enter(self._claim.view()), _leave)
+            return self._fs._run(self._claim.view, _release)
+
+        return _Context(self._fs, begin)
+
+    async def done(self) -> None:
+        """See `Claim.done`. Cancelled, it comes to its end all the same."""
+        await self._fs._run(self._claim.done, must_run=True)
+
+    async def release(self) -> None:
+        """See `Claim.release`. Cancelled, it comes to its end all the same."""
+        await self._fs._end(self._claim.release)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.release()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._claim!r}>"
 
 
 class _Context:
@@ -332,8 +396,8 @@ def _close(handle: Any) -> None:
     handle.close()
 
 
-def _release(view: Any) -> None:
-    view.release()
+def _release(lent: Any) -> None:
+    lent.release()
 
 
 # ---- the filesystem
@@ -527,13 +591,14 @@ class AsyncMemoryFileSystem:
         lock_timeout: float | None = None,
         *,
         allow_abandoned: bool = False,
+        atomic: bool = False,
     ) -> AsyncMemoryFileHandle:
         """See `MemoryFileSystem.open`: ``async with await fs.open("/f", "wb") as file``."""
         sync = self._sync
         timeout = sync._timeout if lock_timeout is None else _check_timeout(lock_timeout)
 
         def make(seconds: float | None) -> MemoryFileHandle:
-            return sync.open(path, mode, preallocate, seconds, allow_abandoned=allow_abandoned)
+            return sync.open(path, mode, preallocate, seconds, allow_abandoned=allow_abandoned, atomic=atomic)
 
         return AsyncMemoryFileHandle(self, await self._try(lambda: make(0.0), lambda: make(lock_timeout), timeout, _close))
 
@@ -573,6 +638,29 @@ class AsyncMemoryFileSystem:
     async def import_tree(self, tree: dict[str, bytes]) -> None:
         """See `MemoryFileSystem.import_tree`."""
         await self._do("import_tree", tree)
+
+    async def wait_for(self, pattern: AnyPath, timeout: float | None = None) -> str:
+        """See `MemoryFileSystem.wait_for`."""
+        return await self._run_apart(lambda: self._sync.wait_for(pattern, timeout))  # type: ignore[no-any-return]
+
+    async def claim(
+        self,
+        pattern: AnyPath,
+        timeout: float | None = None,
+        max_attempts: int | None = None,
+        dead_letter: AnyPath | None = None,
+    ) -> AsyncClaim:
+        """See `MemoryFileSystem.claim`: ``async with await fs.claim("/in/*.csv") as c``."""
+        made = await self._run_apart(lambda: self._sync.claim(pattern, timeout, max_attempts, dead_letter), _release)
+        return AsyncClaim(self, made)
+
+    async def snapshot(self, target: BinaryIO, *, allow_abandoned: bool = False) -> None:
+        """See `MemoryFileSystem.snapshot`."""
+        await self._run_apart(lambda: self._sync.snapshot(target, allow_abandoned=allow_abandoned))
+
+    async def restore(self, source: BinaryIO) -> None:
+        """See `MemoryFileSystem.restore`."""
+        await self._run_apart(lambda: self._sync.restore(source))
 
     # ---- names
 

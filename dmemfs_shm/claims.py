@@ -385,6 +385,7 @@ class Wish:
 
     def sleep(self, store: Attachment, reader: Reader) -> None:
         """Until something is announced. MFSStoreGoneError, MFSClosedError."""
+        store.threads.check_wanted()
         try:
             store.publications.sleep(reader, max(0.0, self.rest()))
         except ValueError:

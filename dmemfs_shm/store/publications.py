@@ -229,8 +229,12 @@ class Publications:
             section.plan[WATCHED] = w[WATCHED] & ~(1 << slot % BITS)
 
     def sleep(self, reader: Reader, seconds: float) -> None:
-        """Sleep until something is announced that the reader has not read, at most a slice. REQUIRES that we watch."""
-        seconds = min(seconds, SLICE_S)
+        """Sleep until something is announced that the reader has not read, at most a slice. REQUIRES that we watch.
+
+        Who may be called off (`Threads.on_behalf`) has short slices, as in a wait for a lock.
+        """
+        patient = self.store.threads.thread.is_called_off is None
+        seconds = min(seconds, SLICE_S if patient else mutex.SLICE_S)
         w, at = self.w, self._at + S_SLEEPERS
         with self.store.rw.parking() as (park, semaphore):
             if semaphore is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import io
 import os
 import pickle
 import subprocess
@@ -552,6 +554,124 @@ def test_close_ends_waits(make: Callable[..., AsyncMemoryFileSystem]) -> None:
         for call in (fs.stats, lambda: fs.open("/f"), lambda: fs.read_bytes("/f"), fs.walk):
             with pytest.raises(MFSClosedError):
                 await call()
+
+    run(main())
+
+
+# --- files that come
+
+
+def test_claims(make: Callable[..., AsyncMemoryFileSystem]) -> None:
+    """Consumers and producers in tasks of one loop: each file once, given back by an exception, and removed when it is done."""
+
+    async def consume(fs: AsyncMemoryFileSystem, seen: list[tuple[bytes, int]]) -> None:
+        while (claim := await fs.claim("/in/*")).path != "/in/end":
+            with contextlib.suppress(KeyError):
+                async with claim:
+                    data = await claim.read_bytes()
+                    seen.append((data, claim.attempts))
+                    async with await claim.open() as file:
+                        assert await file.read() == data
+                    async with claim.view() as view:
+                        assert bytes(view) == data
+                    with await claim.view() as view:
+                        assert bytes(view) == data
+                    if data == b"3" and not claim.attempts:
+                        raise KeyError
+                    await claim.done()
+            assert not claim.active
+        await claim.release()
+
+    async def main() -> None:
+        async with make() as fs:
+            await fs.mkdir("/in")
+            seen: list[tuple[bytes, int]] = []
+            consumers = [asyncio.create_task(consume(fs, seen)) for _ in range(3)]
+            for number in range(9):
+                async with await fs.open(f"/in/{number}", "wb", atomic=True) as file:
+                    await file.write(b"%d" % number)
+            await until(lambda: not fs.sync.listdir("/in"), "all are done")
+            await fs.write_bytes("/in/end", b"")
+            await asyncio.gather(*consumers)
+            assert sorted(seen) == sorted([*((b"%d" % number, 0) for number in range(9)), (b"3", 1)])
+            assert await fs.locks() == []
+
+    run(main())
+
+
+def test_an_exception_drops_what_is_atomic(make: Callable[..., AsyncMemoryFileSystem]) -> None:
+    async def main() -> None:
+        async with make() as fs:
+            with pytest.raises(KeyError):
+                async with await fs.open("/f", "wb", atomic=True) as file:
+                    await file.write(b"half")
+                    raise KeyError
+            file = await fs.open("/f", "wb", atomic=True)
+            await file.discard()
+            assert not await fs.exists("/f")
+            assert await fs.listdir("/") == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("call", ["wait_for", "claim"])
+def test_who_waits_for_a_file_to_come(make: Callable[..., AsyncMemoryFileSystem], call: str) -> None:
+    """A wait ends when it is cancelled, with the time, and with the filesystem."""
+
+    async def main() -> None:
+        fs = make()
+        with pytest.raises(TimeoutError):
+            await getattr(fs, call)("/none", timeout=0.0)
+        idle = fs.sync.stats()
+        watched = fs.sync._attached().publications
+        task = asyncio.create_task(getattr(fs, call)("/none"))
+        await until(lambda: watched._watching, "it waits")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not fs._threads._apart, "its thread has ended")
+        assert fs.sync.stats() == idle
+        task = asyncio.create_task(getattr(fs, call)("/none"))
+        await until(lambda: fs._threads._apart, "it waits")
+        await fs.close()
+        with pytest.raises(MFSClosedError):
+            await task
+
+    run(main())
+
+
+def test_a_claim_that_nobody_takes_is_given_back(
+    make: Callable[..., AsyncMemoryFileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled when it has the file."""
+
+    async def main() -> None:
+        async with make() as fs:
+            await fs.write_bytes("/f", b"x")
+            reached, go_on = holding_back(monkeypatch, fs.sync, "claim")
+            task = asyncio.create_task(fs.claim("/f"))
+            await until(reached.is_set, "it has the file")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            go_on.set()
+            await until(lambda: not fs.sync.locks(), "it is given back")
+            assert (await fs.stat("/f"))["size"] == 1
+            async with await fs.claim("/f", timeout=0.0) as claim:
+                assert claim.attempts == 1
+
+    run(main())
+
+
+def test_a_snapshot_goes_into_another(make: Callable[..., AsyncMemoryFileSystem]) -> None:
+    async def main() -> None:
+        async with make() as fs, make() as other:
+            await fs.import_tree({"/d/f": b"data"})
+            stream = io.BytesIO()
+            await fs.snapshot(stream)
+            stream.seek(0)
+            await other.restore(stream)
+            assert await other.export_tree() == {"/d/f": b"data"}
 
     run(main())
 
