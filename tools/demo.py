@@ -1,113 +1,100 @@
 """A real ETL job in a shared store: all flights that left New York City in 2013, in many processes.
 
-One process unpacks the table into CSV parts in the store. Workers take parts, join them with the
+One process unpacks the table into CSV parts in the store. Workers claim parts, join them with the
 weather, the planes, the airlines and the airports, and publish partial sums. A reducer merges these.
 At last one process computes the same without a store: the results must be equal.
 
-Each part counts exactly once, whoever dies. A worker takes a part by renaming it, which only one of
-them can do. The partial result is named after its part and written in one step, and the part goes
-only when its partial result stands: done twice, it is the same file twice.
+Each part counts exactly once, whoever dies: the claim of a worker that dies goes to another. The
+partial result is named after its part and published in one step, and the part goes only when its
+partial result stands: done twice, it is the same file twice.
 """
 
 import argparse
 import errno
 import io
-import itertools
-import json
 import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
 from multiprocessing.connection import wait
 
 import flights
+import msgpack
 from rich.console import Console
 from rich.progress import Progress
 
-from dmemfs_shm import MemoryFileSystem, MFSFileOpenError, MFSQuotaExceededError
+from dmemfs_shm import MemoryFileSystem, MFSQuotaExceededError, MFSTimeoutError
 
 
 def stage(fs, parts, rows):
-    """Fill the store: the tables to join with, and the flights in parts. Returns their number."""
-    for folder in "/tables", "/parts", "/taken", "/partials":
-        fs.mkdir(folder)
-    for table in flights.TABLES:
-        fs.write_bytes(f"/tables/{table}", (flights.data() / table).read_bytes())
+    """Fill the store: the flights in parts, then what the workers wait for. Returns the number of flights."""
     header, *lines = flights.unpack()
     lines = lines[:rows]
     for part in range(parts):
         fs.write_bytes(f"/parts/{part:04}.csv", header + b"".join(lines[part::parts]))
+    for table in flights.TABLES:
+        with open(flights.data() / table, "rb") as source, fs.open(f"/tables/{table}", "wb", atomic=True) as copy:
+            shutil.copyfileobj(source, copy)
     return len(lines)
 
 
-def work(fs, home):
-    """A worker process: parts come from /parts, are worked on in `home`, end in /partials."""
+def work(fs):
+    """A worker process: claims parts, and publishes partial results, until no part is left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     try:
-        joined = flights.references(lambda table: text(fs, f"/tables/{table}"))
-        for part in take(fs, home):
-            totals = flights.tally(flights.records(text(fs, f"{home}/{part}")), joined)
-            fs.write_bytes(f"/partials/{part}.json", json.dumps(totals).encode())
-            fs.remove(f"{home}/{part}")
+        joined = flights.references(lambda table: text(fs.open(fs.wait_for(f"/tables/{table}"))))
+        while fs.listdir("/parts"):  # what others have claimed is listed, and may yet be ours
+            try:
+                with fs.claim("/parts/*", timeout=0.1) as part:
+                    totals = flights.tally(flights.records(text(part.open())), joined)
+                    fs.write_bytes(f"/partials/{os.path.basename(part.path)}", msgpack.packb(totals))
+                    part.done()
+            except MFSTimeoutError:
+                continue
     except MFSQuotaExceededError:
         sys.exit(errno.ENOSPC)  # said once, by the parent
 
 
-def take(fs, home):
-    """Part after part, each moved to `home`, until none is left."""
-    while waiting := fs.listdir("/parts"):
-        part = random.choice(waiting)
-        try:
-            fs.rename(f"/parts/{part}", f"{home}/{part}")
-        except (FileNotFoundError, MFSFileOpenError):
-            continue  # another worker was faster
-        yield part
-
-
-def text(fs, path):
-    """A file of the store, opened as text."""
-    return io.TextIOWrapper(io.BufferedReader(fs.open(path)), encoding="utf-8", newline="")
+def text(file):
+    """A file of the store as text."""
+    return io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8", newline="")
 
 
 def reduce(fs):
     """The totals of all partial results."""
     totals = {}
-    for partial in fs.listdir("/partials"):
-        flights.merge(totals, json.loads(fs.read_bytes(f"/partials/{partial}")))
+    for partial in fs.glob("/partials/*"):
+        with fs.view(partial) as packed:
+            flights.merge(totals, msgpack.unpackb(packed))
     return totals
 
 
 class Crew:
-    """Worker processes, each with a directory of its own in the store, replaced when killed."""
+    """Worker processes, replaced when killed."""
 
     def __init__(self, fs, size, context):
         """Hire `size` workers, started by the method of `context`."""
         self.fs, self.context = fs, context
-        self.workers, self.killed = {}, 0
-        self.homes = map("/taken/by-{}".format, itertools.count(1))
+        self.workers, self.killed = [], 0
         for _ in range(size):
             self.hire()
 
     def hire(self):
         """Start one more worker."""
-        home = next(self.homes)
-        self.fs.mkdir(home)
-        self.workers[home] = self.context.Process(target=work, args=(self.fs, home), daemon=True)
-        self.workers[home].start()
+        self.workers.append(self.context.Process(target=work, args=(self.fs,), daemon=True))
+        self.workers[-1].start()
 
     def tend(self):
-        """Dismiss those who found no part left; replace the killed, and put their parts back."""
-        for home, worker in list(self.workers.items()):
-            if worker.exitcode is None:
-                continue
-            del self.workers[home]
+        """Dismiss those who found no part left; replace the killed."""
+        ended = [worker for worker in self.workers if worker.exitcode is not None]
+        for worker in ended:
+            self.workers.remove(worker)
             if worker.exitcode == -signal.SIGKILL:
                 self.killed += 1
-                for part in self.fs.listdir(home):
-                    self.fs.rename(f"{home}/{part}", f"/parts/{part}")
                 self.hire()
             elif worker.exitcode == errno.ENOSPC:
                 raise OSError("quota exceeded: the partial results need more than is left of it")
@@ -125,25 +112,26 @@ class Crew:
 def run(fs, options, progress):
     """The job in the store. Returns totals, rows, workers killed and the peak use of the quota."""
     chance, deadline = random.Random(options.seed), time.monotonic() + options.timeout
-    rows = stage(fs, options.parts, options.rows)
-    peak = fs.stats()["used_bytes"]
     bar = progress.add_task("Parts", total=options.parts)
+    for folder in "/tables", "/parts", "/partials":
+        fs.mkdir(folder)
     crew = Crew(fs, options.workers, multiprocessing.get_context(options.start_method))
     try:
+        rows = stage(fs, options.parts, options.rows)
+        peak = fs.stats()["used_bytes"]
         while crew.workers:
-            wait([worker.sentinel for worker in crew.workers.values()], timeout=0.02)
+            wait([worker.sentinel for worker in crew.workers], timeout=0.02)
             crew.tend()
             done = len(fs.listdir("/partials"))
             peak = max(peak, fs.stats()["used_bytes"])
             progress.update(bar, completed=done, refresh=True)
             if options.kill:  # one at the start, and one for each twentieth of the work
-                alive = list(crew.workers.values())
                 due = 1 + 20 * done // options.parts - crew.killed
-                crew.kill(chance.sample(alive, min(max(due, 0), len(alive))))
+                crew.kill(chance.sample(crew.workers, min(max(due, 0), len(crew.workers))))
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not done after {options.timeout} seconds")
     finally:
-        crew.kill(list(crew.workers.values()))
+        crew.kill(crew.workers)
     return reduce(fs), rows, crew.killed, peak
 
 
