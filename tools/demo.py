@@ -37,7 +37,8 @@ def stage(fs, parts, rows):
     for part in range(parts):
         fs.write_bytes(f"/parts/{part:04}.csv", header + b"".join(lines[part::parts]))
     for table in flights.TABLES:
-        with open(flights.data() / table, "rb") as source, fs.open(f"/tables/{table}", "wb", atomic=True) as copy:
+        path = flights.data() / table
+        with open(path, "rb") as source, fs.open(f"/tables/{table}", "wb", path.stat().st_size, atomic=True) as copy:
             shutil.copyfileobj(source, copy)
     return len(lines)
 

@@ -296,10 +296,10 @@ def rename(state: State, client: Hashable, source: str, target: str) -> Outcome:
         return EXISTS, state
     if thing == DIRECTORY and _beneath(target, source):
         return "ValueError", state
-    if _is_held_beneath(state, source):
-        return IS_OPEN, state
     if not _has_parent(state, target):
         return MISSING, state
+    if _is_held_beneath(state, source):
+        return IS_OPEN, state
     names = ((target + path[len(source) :] if _beneath(path, source) else path, what) for path, what in state.names)
     return _ok(state._replace(names=tuple(sorted(names))))
 

@@ -476,8 +476,10 @@ def unpickle(_: None, case: Case) -> MemoryFileSystem:
 
 
 def fill(path: str, mode: str, place: tuple[int, int | None], data: bytes, **options: Any) -> Callable[..., None]:
-    def do(fs: MemoryFileSystem, _: Any) -> None:
+    def do(fs: MemoryFileSystem, fault: Fault | None) -> None:
         with fs.open(path, mode, **options) as handle, handle.getbuffer(*place) as buffer:
+            if fault is not None:
+                fault.point("bytes")  # nothing of ours stores what fills the buffer
             buffer[: len(data)] = data
 
     return do

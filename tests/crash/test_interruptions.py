@@ -66,6 +66,10 @@ class Judge(Case):
         self.has_deaths = True
         super().leave_a_dead_one()
 
+    def leave_a_dead_claimer(self) -> None:
+        self.has_deaths = True
+        super().leave_a_dead_claimer()
+
     def answer(self, request: str) -> None:
         what, _, argument = request.partition(" ")
         getattr(self, what)(*([json.loads(argument)] if argument else []))

@@ -465,7 +465,7 @@ class Player:
 
     def look_at(self, path, view):
         """Read a view, and keep it, or something derived from it, for a while; some that are small for ever."""
-        with view as data:
+        with memoryview(view) as data:
             documents(data, path)
             for_ever = len(data) < 5000 and self.rng.random() < 0.05
             kept = data[:] if self.rng.random() < 0.3 else view
