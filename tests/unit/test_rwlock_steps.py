@@ -22,7 +22,7 @@ from dmemfs_shm.errors import (
     MFSReentrantCallError,
     MFSStoreGoneError,
 )
-from dmemfs_shm.store import attachment, mutex, names, rwlock
+from dmemfs_shm.store import attachment, layout, mutex, names, rwlock
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.identity import next_epoch
 from dmemfs_shm.store.journal import Plan, roll_back
@@ -568,6 +568,19 @@ def test_what_reaping_leaves_of_a_writer(store: Attachment, monkeypatch: pytest.
     assert store.w[record] == FREE and store.w[word_at(store)] == LOCK_ABANDONED * abandoned
     assert store.w[word_at(store, N_SEQ)] == before + 2
     store.w[word_at(store)] = 0
+
+
+@pytest.mark.parametrize("watched", [0, 1])
+def test_what_reaping_frees_is_announced(store: Attachment, monkeypatch: pytest.MonkeyPatch, watched: int) -> None:
+    """After its lock is given back, and if anybody wants to know; nothing of a slot that holds nothing."""
+    said: list[tuple[int, int]] = []
+    monkeypatch.setattr(store.publications, "announce", lambda node: said.append((node, store.w[word_at(store)])))
+    store.w[layout.WATCHED] = watched
+    slot = killed_inside(store)
+    store.w[store.rw.records(slot)[0]], store.w[word_at(store)] = HELD | WRITE | NODE << REC_NODE_SHIFT, LOCK_WRITER
+    assert store.rw.reap(slot, next_epoch(store.participants.epoch(slot)), 20.0)
+    assert said == [(NODE, 0)] * watched
+    store.w[layout.WATCHED] = 0
 
 
 def test_who_has_no_parking_semaphore_looks_who_is_dead(store: Attachment) -> None:
