@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import *  # noqa: F403  (the names are listed in errors.__all__)
 from .errors import __all__ as _errors
-from .filesystem import LockInfo, MemoryFileSystem, MFSInfo, MFSStatResult, MFSStats, ParticipantInfo
+from .filesystem import DirectoryQuotaInfo, LockInfo, MemoryFileSystem, MFSInfo, MFSStatResult, MFSStats, ParticipantInfo
 from .handle import MemoryFileHandle
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [  # noqa: PLE0604  (strings all)
     "AsyncMemoryFileHandle",
     "AsyncMemoryFileSystem",
     "Claim",
+    "DirectoryQuotaInfo",
     "LockInfo",
     "MFSInfo",
     "MFSStatResult",

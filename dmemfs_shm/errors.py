@@ -16,6 +16,7 @@ __all__ = [
     "MFSClosedError",
     "MFSCorruptStoreError",
     "MFSDeadlockError",
+    "MFSDirectoryQuotaError",
     "MFSError",
     "MFSFileOpenError",
     "MFSForkedError",
@@ -136,12 +137,27 @@ class MFSQuotaExceededError(MFSError, OSError):
     requested, available: bytes asked for beyond what the file holds, and bytes that were free.
     """
 
-    _fields = ("requested", "available")
+    _fields: tuple[str, ...] = ("requested", "available")
     _errno = errno.ENOSPC
 
     def __init__(self, requested: int, available: int) -> None:
         self.requested, self.available = requested, available
         self._tell(f"MFS quota exceeded: requested {requested} bytes, only {available} bytes available.")
+
+
+class MFSDirectoryQuotaError(MFSQuotaExceededError):
+    """A write would pass the quota of a directory (see `MemoryFileSystem.set_quota`); nothing was changed.
+
+    path: the directory, "(removed)" if it is gone; requested, available: as for `MFSQuotaExceededError`, of its quota.
+    """
+
+    _fields: tuple[str, ...] = ("path", "requested", "available")
+    _errno = errno.EDQUOT
+
+    def __init__(self, path: str, requested: int, available: int) -> None:
+        super().__init__(requested, available)
+        self.path = path
+        self._tell(f"MFS quota of '{path}' exceeded: requested {requested} bytes, only {available} bytes available.")
 
 
 class MFSNodeLimitExceededError(MFSQuotaExceededError):

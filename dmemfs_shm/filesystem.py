@@ -111,6 +111,20 @@ class MFSStatResult(TypedDict):
     abandoned: bool
 
 
+class DirectoryQuotaInfo(NamedTuple):
+    """The quota of a directory, bytes. path None: the directory or its quota is gone, and what used says is charged for
+    content that readers and views still have."""
+
+    path: str | None
+    limit: int
+    used: int
+
+    @property
+    def free(self) -> int:
+        """What may still be charged; 0 if the limit was lowered below what is used."""
+        return max(0, self.limit - self.used)
+
+
 class MFSInfo(TypedDict):
     """`MemoryFileSystem.info`: what `stats` has no room for. Sizes in bytes; max_nodes None is unlimited."""
 
@@ -128,6 +142,7 @@ class MFSInfo(TypedDict):
     max_nodes: int | None
     max_participants: int
     file_charge: int
+    directory_quotas: list[DirectoryQuotaInfo]
 
 
 class LockInfo(NamedTuple):
@@ -618,7 +633,7 @@ class MemoryFileSystem:
         """Give a file or directory another name; the directory of *dst* must stand.
 
         FileNotFoundError, FileExistsError, MFSFileOpenError if a file in it is open anywhere, ValueError for the root and
-        for a directory into itself.
+        for a directory into itself. OSError(EXDEV) to where another directory's quota counts (see `set_quota`).
         """
         source, target = parse(src), parse(dst)
         if not source.parts:
@@ -626,7 +641,14 @@ class MemoryFileSystem:
         self._attached().names.rename(source, target, self._timeout)
 
     def move(self, src: AnyPath, dst: AnyPath) -> None:
-        """As `rename`, creating the directories above *dst* that are missing."""
+        """As `rename`, creating the directories above *dst* that are missing; also to where another directory's quota counts.
+
+        There, MFSDirectoryQuotaError if that has no room, and nothing has moved. A file is charged anew, and not copied. A
+        directory is copied, with the times of all that is in it and beside the old one (both are charged for the moment),
+        and takes its place at once for everybody: a death leaves all of it here or all of it there. If somebody changes
+        something in it meanwhile it is copied again, and at last MFSFileOpenError; MFSAbandonedFileError as for a copy. A
+        directory in it that has a quota of its own: OSError(EXDEV).
+        """
         source, target = parse(src), parse(dst)
         if not source.parts:
             raise ValueError("Cannot move the root directory.")
@@ -635,7 +657,8 @@ class MemoryFileSystem:
     def replace(self, src: AnyPath, dst: AnyPath) -> None:
         """The closed file *src* takes the name *dst*, at once, whatever file had it; its readers and views keep that one.
 
-        FileNotFoundError, IsADirectoryError, MFSFileOpenError (src is open), MFSLockTimeoutError (dst is being written).
+        FileNotFoundError, IsADirectoryError, MFSFileOpenError (src is open), MFSLockTimeoutError (dst is being written),
+        OSError(EXDEV) if another directory's quota counts there (see `set_quota`).
         """
         source, target = parse(src), parse(dst)
         if not target.parts:
@@ -655,6 +678,27 @@ class MemoryFileSystem:
         if not parsed.parts:
             raise ValueError("Cannot remove the root directory.")
         self._attached().names.rmtree(parsed, self._timeout)
+
+    def set_quota(self, path: AnyPath, limit: int | None) -> None:
+        """Let what is in a directory be charged at most *limit* bytes, beside the store's quota; None takes that away.
+
+        The rule of XFS's projects. An empty directory is given a quota, or loses it (OSError(ENOTEMPTY)); in between the
+        limit may change at any time, also to less than is used, which refuses new charges. A file is charged to the nearest
+        directory above it that has a quota, and to that one alone: what is in a quota within a quota is not charged to the
+        outer one. Its charge is the one that the store's quota has for it, content that only readers and views still have
+        included, also when the directory is gone. Directories and empty files are not charged. 0 is a limit as any other.
+
+        What would pass the limit fails before a byte changes: MFSDirectoryQuotaError. rename and replace do not cross into
+        another directory's quota, OSError(EXDEV); move does. A directory that has a quota keeps it wherever it goes; a copy
+        of it has none. `info` has the figures.
+
+        FileNotFoundError, NotADirectoryError, ValueError for the root, whose quota is the store's.
+        """
+        parsed = parse(path)
+        if not parsed.parts:
+            raise ValueError("The root directory's quota is the store's, max_quota.")
+        value = None if limit is None else _count("limit", limit, 0, 1 << 46)
+        self._attached().names.set_quota(parsed, value, self._timeout)
 
     def copy(self, src: AnyPath, dst: AnyPath) -> None:
         """Copy a file; *dst* must not stand. FileNotFoundError, FileExistsError, IsADirectoryError, MFSQuotaExceededError."""
@@ -877,6 +921,7 @@ class MemoryFileSystem:
             max_nodes=store.options["max_nodes"],
             max_participants=store.layout.slots,
             file_charge=w[W_FILE_CHARGE],
+            directory_quotas=[DirectoryQuotaInfo(*quota) for quota in store.names.directory_quotas(self._timeout)],
         )
 
     def locks(self) -> list[LockInfo]:

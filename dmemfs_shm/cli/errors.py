@@ -24,6 +24,7 @@ import click
 from ..errors import (
     MFSAbandonedFileError,
     MFSCorruptStoreError,
+    MFSDirectoryQuotaError,
     MFSFileOpenError,
     MFSLayoutError,
     MFSLockTimeoutError,
@@ -70,6 +71,7 @@ EXIT_CODES: Final = {
 #: The first class that fits says the code and what to do; STORE stands for the store's name.
 _MEANINGS: Final[tuple[tuple[type[BaseException], int, str], ...]] = (
     (MFSNodeLimitExceededError, NO_SPACE, "Remove files, or create a store with a larger --max-nodes."),
+    (MFSDirectoryQuotaError, NO_SPACE, "Remove files there, or let its owner raise the quota of the directory."),
     (MFSQuotaExceededError, NO_SPACE, "Remove files, or create a store with a larger --quota."),
     (MFSNoSpaceError, NO_SPACE, ""),
     (MFSTooManyParticipantsError, NO_SPACE, "Who they are: dmemfs-shm inspect STORE"),

@@ -123,6 +123,10 @@ def _space(seen: Inspection) -> list[Section]:
         rows.append(("quota free", format_size(quota.free_bytes)))
         if quota.orphaned_bytes:
             rows.append(("orphaned", f"{format_size(quota.orphaned_bytes)} of files without a name: looked at, or unpublished"))
+        for each in quota.directories:
+            share = each.used_bytes / each.limit_bytes if each.limit_bytes else 0.0
+            used = f"{format_size(each.used_bytes)} of {format_size(each.limit_bytes)}"
+            rows.append((f"of {each.path or 'a removed directory'}", Cell(f"{used}, {share:.0%}", level(share))))
     if seen.memory:
         memory = seen.memory
         parts = f"index {format_size(memory.index_bytes)}, files {format_size(memory.arenas_bytes)}"

@@ -10,6 +10,7 @@
     names       reachable from the root, in its bucket, parent and list links both ways
     blocks      every page is used by one run, or in one slab, or free, never two; lists, bitmaps and breaks agree
     quota       USED, ORPHANED, CHARGED, FILES, DIRS are the sums
+    accounts    each directory quota has what is charged to it; each entry belongs to what its directory belongs to
     pins        the count of each pin node against the pin records
     watching    a bit for each slot that wants to know what is published, and no other; no sleeper where no parking semaphore is
 
@@ -81,7 +82,10 @@ from .layout import (
     PINS_AT,
     PN_COUNT,
     PN_FILE,
+    Q_DIRECTORY,
+    Q_USED,
     QUEUED,
+    QUOTAS,
     REC_NEXT_MASK,
     REC_NEXT_SHIFT,
     REC_NODE_SHIFT,
@@ -120,6 +124,8 @@ from .section import Section
 if TYPE_CHECKING:
     from .attachment import Attachment
 
+TREE = "the tree"
+
 
 def check(store: Attachment, timeout: float | None) -> list[str]:
     """What is wrong with the store, a text each. MFSStoreBusyError if a mutex is not to be had in *timeout* seconds."""
@@ -140,6 +146,7 @@ def findings(store: Attachment) -> list[str]:
         checker.participants,
         checker.names,
         checker.without_names,
+        checker.accounts,
         checker.free_nodes,
         checker.all_nodes,
         checker.pins,
@@ -169,6 +176,8 @@ class _Checker:
         self.nodes: dict[int, str] = {}  # node -> what it is
         self.runs: list[tuple[int, str]] = []  # every run in use, and whose
         self.files = self.dirs = self.charged = self.used = self.orphaned = 0
+        self.on_account: Counter[int] = Counter()  # account -> bytes charged to it
+        self.having: dict[int, int] = {}  # account -> the directory that says that it is its own
         self.pin_nodes: dict[int, int] = {}  # pin node -> the file that it must name
 
     def say(self, text: str) -> None:
@@ -262,7 +271,7 @@ class _Checker:
 
     def names(self) -> None:
         self.expect(self.w[self.at(ROOT) + N_PARENT] == ROOT_PARENT, "the root is in a directory")
-        self._subtree(ROOT, "the tree")
+        self._subtree(ROOT, TREE)
 
     def _subtree(self, top: int, what: str) -> None:
         stack = [top]
@@ -273,14 +282,25 @@ class _Checker:
             at = self.at(node)
             self.expect(self.tree.kind(node) == KIND_DIR, f"node {node} in {what} is no directory")
             self.expect(self.w[at + N_GENERATION] & 1 == 1, f"directory {node} has the generation of a free node")
+            self.expect(self.w[at + N_PIN] & LOW32 == 0, f"directory {node} has a pin")
+            account = self.w[at + N_PIN] >> 32
+            if self.tree.kind(node) == KIND_DIR and (own := self.store.content.accounts.own(node)):
+                self.having[own] = node
             before = 0
             for child in self.tree.children(node):
                 if self._entry(child, node, before, what):
+                    self._belonging(child, account, what)
                     if self.tree.kind(child) == KIND_DIR:
                         stack.append(child)
                     else:
                         self._file(child)
                 before = child
+
+    def _belonging(self, node: int, account: int, what: str) -> None:
+        """An entry belongs to what its directory belongs to. In an import's tree a directory may picture one of its own."""
+        theirs, is_directory = self.w[self.at(node) + N_PIN] >> 32, self.tree.kind(node) == KIND_DIR
+        if theirs != account and not (is_directory and (what != TREE or self.store.content.accounts.own(node))):
+            self.say(f"node {node} is of account {theirs}, its directory of {account}")
 
     def _entry(self, node: int, parent: int, before: int, what: str) -> bool:
         if not self.claim(node, what):
@@ -327,6 +347,8 @@ class _Checker:
         self.expect(capacity == size or (not charged and capacity == 0), f"{what} is charged {capacity}, its runs have {size}")
         if capacity:
             self.used += capacity + self.w[W_FILE_CHARGE]
+            if account := self.w[at + N_PIN] >> 32:
+                self.on_account[account] += capacity + self.w[W_FILE_CHARGE]
             self.charged += 1
         return capacity
 
@@ -435,6 +457,17 @@ class _Checker:
         ):
             self.expect(self.w[word] == counted, f"{self.w[word]} {what} recorded, {counted} found")
         self.expect(self.w[USED] <= self.store.quota_bytes, f"{self.w[USED]} bytes used of {self.store.quota_bytes}")
+
+    def accounts(self) -> None:
+        for account in self.content.ring(QUOTAS):
+            self.claim(account, "an account")
+            at = self.content.accounts.check(account, QUOTAS)
+            used, directory = self.w[at + Q_USED], self.w[at + Q_DIRECTORY]
+            counted, having = self.on_account.pop(account, 0), self.having.get(account, 0)
+            self.expect(used == counted, f"{used} bytes on account {account} recorded, {counted} found")
+            self.expect(directory == having, f"account {account} is of directory {directory}, and {having} has it")
+        for account in self.on_account:
+            self.say(f"{self.on_account[account]} bytes are charged to account {account}, which is none")
 
     # ---- pages
 

@@ -9,6 +9,10 @@ record for each of its own, so that those of the dead can be given back. When th
 be changed, the content is divorced from it: the pin node takes the runs and their charge and stays until its last pin
 is gone (`orphaned`).
 
+Beside the quota of the store there may be one of a directory, on whose account the charge is booked, too (see `accounts`).
+The account stands in the node that has the blocks, and goes with them. `charge` and `assign` are the only places where the
+figures of either quota change.
+
 A *stash* is a pin node that never had a file: blocks that one participant is filling, reaped with it. Data that does not
 fit into one section (a copy, a large write_bytes, moving a file into one piece) is written into a stash first and then
 swapped in.
@@ -23,6 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import MFSCorruptStoreError, MFSQuotaExceededError, MFSTooManyHandlesError
+from .accounts import Accounts
 from .blocks import Blocks, units_of
 from .journal import Plan, Words
 from .layout import (
@@ -32,6 +37,7 @@ from .layout import (
     KIND_FILE,
     KIND_ORPHAN,
     KIND_PIN,
+    KIND_QUOTA,
     KIND_RUNS,
     KIND_SHIFT,
     LOW32,
@@ -53,6 +59,7 @@ from .layout import (
     PINS_AT,
     PN_COUNT,
     PN_FILE,
+    QUOTAS,
     S_PINS,
     UNIT,
     UNITS_PER_PAGE,
@@ -73,7 +80,7 @@ if TYPE_CHECKING:
     from .attachment import Attachment
 
 RUNS_A_TRANSACTION = 8
-RINGS = {ORPHANS: KIND_ORPHAN, DRAFTS: KIND_DRAFT, PINNED: KIND_PIN}  # what is in each
+RINGS = {ORPHANS: KIND_ORPHAN, DRAFTS: KIND_DRAFT, PINNED: KIND_PIN, QUOTAS: KIND_QUOTA}  # what is in each
 MOVED_BYTES_MOST = 64 << 10  # what is copied inside m[0] to keep a small file in one run: about 10 us
 _PINS_A_PAGE = PAGE // (PIN_WORDS * WORD)
 
@@ -97,45 +104,68 @@ class Content:
         self.quota_bytes = store.w[W_QUOTA]
         self.file_charge = store.w[W_FILE_CHARGE]
         self.leases = Leases()
+        self.accounts = Accounts(self)
 
     def at(self, node: int) -> int:
         return self.nodes_at + node * NODE_WORDS
 
     # ---- charge
 
-    def charge(self, plan: Plan, at: int, capacity: int) -> None:
+    def charge(self, section: Section, at: int, capacity: int) -> None:
         """Set a node's capacity and charge the difference. MFSQuotaExceededError before anything is planned."""
+        plan = section.plan
         had = plan[at + N_CAPACITY]
-        used = plan[USED]
+        account = plan[at + N_PIN] >> 32
         more = capacity - had
         if not had and capacity:
             more += self.file_charge
         elif had and not capacity:
             more -= self.file_charge
-        if more > 0 and used + more > self.quota_bytes:
-            raise MFSQuotaExceededError(requested=more, available=self.quota_bytes - used)
+        if more > 0:
+            self._require(plan, account, more, self.charged(capacity))
         plan[at + N_CAPACITY] = capacity
-        plan[USED] = used + more
+        plan[USED] = plan[USED] + more
         if bool(had) != bool(capacity):
             plan[CHARGED] = plan[CHARGED] + (1 if capacity else -1)
+        if account:
+            self.accounts.book(section, account, more)
 
-    def require(self, plan: Plan, capacity: int) -> None:
-        """MFSQuotaExceededError unless content of that capacity can be charged beside all that is."""
-        self._require(plan, self.charged(capacity))
+    def assign(self, section: Section, at: int, account: int) -> None:
+        """Book what a node is charged on another account, 0 for none. MFSDirectoryQuotaError before anything is planned."""
+        plan = section.plan
+        before, charge = plan[at + N_PIN] >> 32, self.charged(plan[at + N_CAPACITY])
+        if account == before:
+            return
+        if account and charge:
+            self.accounts.require(plan, account, charge)
+        plan[at + N_PIN] = plan[at + N_PIN] & LOW32 | account << 32
+        if account:
+            self.accounts.book(section, account, charge)
+        if before:
+            self.accounts.book(section, before, -charge)
 
-    def require_charge(self, section: Section, charge: int) -> None:
+    def require(self, plan: Plan, at: int, capacity: int) -> None:
+        """MFSQuotaExceededError unless content of that capacity can be charged beside all that is, to that node's account."""
+        charge = self.charged(capacity)
+        self._require(plan, plan[at + N_PIN] >> 32, charge, charge)
+
+    def require_charge(self, section: Section, account: int, charge: int) -> None:
         """MFSQuotaExceededError unless so many bytes can be charged beside all that is."""
-        self._require(section.plan, charge)
+        self._require(section.plan, account, charge, charge)
 
-    def _require(self, plan: Plan, charge: int) -> None:
+    def _require(self, plan: Plan, account: int, more: int, whole: int) -> None:
+        """*whole*: what the content is charged then, so that no freeing by others helps if that is more than the quota."""
+        if account and more:
+            self.accounts.require(plan, account, more, whole)
         free = self.quota_bytes - plan[USED]
-        if charge > free:
-            raise MFSQuotaExceededError(requested=charge, available=free)
+        if more > free:
+            raise MFSQuotaExceededError(requested=more, available=free)
 
-    def _charge_nameless(self, plan: Plan, at: int, capacity: int) -> None:
+    def _charge_nameless(self, section: Section, at: int, capacity: int) -> None:
         """`charge`, of a file that may have no name: what no name leads to is counted."""
+        plan = section.plan
         had = plan[at + N_CAPACITY]
-        self.charge(plan, at, capacity)
+        self.charge(section, at, capacity)
         if plan[at + N_NAME] >> KIND_SHIFT != KIND_FILE:
             plan[ORPHANED] = plan[ORPHANED] + self.charged(capacity) - self.charged(had)
 
@@ -230,7 +260,7 @@ class Content:
         had = plan[at + N_CAPACITY] // UNIT
         if units <= had:
             return
-        self._charge_nameless(plan, at, units * UNIT)
+        self._charge_nameless(section, at, units * UNIT)
         if not had:
             plan[at + N_RUN] = self.blocks.allocate(plan, units)
             return
@@ -255,11 +285,11 @@ class Content:
                 return False
             word, run = self._last_run(plan, at)
             if units_of(run) <= excess:
-                self._charge_nameless(plan, at, plan[at + N_CAPACITY] - units_of(run) * UNIT)
+                self._charge_nameless(section, at, plan[at + N_CAPACITY] - units_of(run) * UNIT)
                 self._drop_last_run(section, at)
             else:
                 plan[word] = self.blocks.shrink(plan, run, units_of(run) - excess)
-                self._charge_nameless(plan, at, units * UNIT)
+                self._charge_nameless(section, at, units * UNIT)
                 return False
         return plan[at + N_CAPACITY] // UNIT > units
 
@@ -268,7 +298,8 @@ class Content:
         return not plan[at + N_RUN] or plan[at + N_RUNS] >> 32 < RUNS_A_TRANSACTION
 
     def swap_runs(self, plan: Plan, one: int, other: int) -> None:
-        """Exchange blocks and charge of two nodes."""
+        """Exchange blocks and charge of two nodes. REQUIRES that both are booked on the same account, or that the one that
+        is to have none of it is of no account."""
         for word in (N_RUN, N_RUNS, N_CAPACITY):
             plan[one + word], plan[other + word] = plan[other + word], plan[one + word]
 
@@ -313,7 +344,7 @@ class Content:
     def _make_pin_node(self, section: Section, file: int, count: int) -> int:
         node = self.tree.take_node(section)
         at = self.at(node)
-        for word in (N_RUN, N_RUNS, N_CAPACITY, N_SIBLINGS):
+        for word in (N_RUN, N_RUNS, N_CAPACITY, N_SIBLINGS, N_PIN):
             section.w[at + word] = 0
         section.w[at + N_NAME] = KIND_PIN << KIND_SHIFT
         section.w[at + PN_FILE] = file
@@ -354,7 +385,7 @@ class Content:
         before = self.charged(plan[at + N_CAPACITY])
         for _ in range(RUNS_A_TRANSACTION):
             if before:  # a stash may be uncharged
-                self.charge(plan, at, plan[at + N_CAPACITY] - units_of(self._last_run(plan, at)[1]) * UNIT)
+                self.charge(section, at, plan[at + N_CAPACITY] - units_of(self._last_run(plan, at)[1]) * UNIT)
             self._drop_last_run(section, at)
         plan[ORPHANED] = plan[ORPHANED] - before + self.charged(plan[at + N_CAPACITY])
 
@@ -362,7 +393,7 @@ class Content:
         """Free all blocks of a node, charged or not."""
         plan = section.plan
         if plan[at + N_CAPACITY]:
-            self.charge(plan, at, 0)
+            self.charge(section, at, 0)
         while plan[at + N_RUN]:
             self._drop_last_run(section, at)
 
@@ -372,6 +403,7 @@ class Content:
         node = plan[at + N_PIN] & LOW32
         pin_at = self.tree.check_node(node, at + N_PIN)
         self.swap_runs(plan, at, pin_at)
+        plan[pin_at + N_PIN] = plan[at + N_PIN] & ~LOW32
         plan[pin_at + PN_FILE] = 0
         plan[at + N_PIN] = plan[at + N_PIN] & ~LOW32
         plan[ORPHANED] = plan[ORPHANED] + self.charged(plan[pin_at + N_CAPACITY])
@@ -390,14 +422,15 @@ class Content:
 
     # ---- stashes
 
-    def stash(self, section: Section, pin: int, size_bytes: int, *, charged: bool = True) -> int:
+    def stash(self, section: Section, pin: int, size_bytes: int, account: int, *, charged: bool = True) -> int:
         """Blocks in one run for *size_bytes*, held by this pin record until they are swapped in. NeedMemory."""
         plan = section.plan
         node = self._make_pin_node(section, 0, 1)
         at = self.at(node)
+        section.w[at + N_PIN] = account << 32
         units = units_for(size_bytes)
         if charged and units:
-            self.charge(plan, at, units * UNIT)
+            self.charge(section, at, units * UNIT)
             plan[ORPHANED] = plan[ORPHANED] + self.charged(units * UNIT)
         if units:
             plan[at + N_RUN] = self.blocks.allocate(plan, units)
@@ -406,10 +439,12 @@ class Content:
         return node
 
     def take_from_stash(self, section: Section, pin: int, file: int) -> None:
-        """Move a stash's blocks into a file that has none, and end the stash."""
+        """Move a stash's blocks into a file that has none, and end the stash. MFSDirectoryQuotaError if the file is charged
+        to another account by now."""
         plan = section.plan
         node = plan[pin]
         at = self.at(node)
+        self.assign(section, at, plan[self.at(file) + N_PIN] >> 32)
         plan[ORPHANED] = plan[ORPHANED] - self.charged(plan[at + N_CAPACITY])
         self.swap_runs(plan, self.at(file), at)
         plan[pin] = 0

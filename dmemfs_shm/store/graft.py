@@ -4,7 +4,8 @@ A tree grows beneath a nameless directory that the slot's intent word leads to, 
 charged while it grows; DRAFTED and S_DRAFTED count its files and directories, so that nobody takes them for the store's.
 One transaction publishes it, of a size that does not depend on the tree's:
 
-    under a name    (copy_tree) the nameless directory gets it.
+    under a name    (copy_tree; and `move` of a directory to where another account counts, which takes the original away by
+                    the same transaction if it still is what was copied) the nameless directory gets it.
     over the root   (import_tree, restore) the tree is a picture of the root, and becomes the store's INTENT under an odd
                     namespace word. From then on it is published, for whoever enters m[0] first takes its entries to their
                     places, in small transactions, until it is empty (`Grafts.settle`). Nobody looks at anything in between:
@@ -12,18 +13,29 @@ One transaction publishes it, of a size that does not depend on the tree's:
                     memory: entries move, and what they replace is freed.
 
 After a failure or death before that transaction it goes to the trash with everything in it.
+
+What grows is charged to the account (see `accounts`) that counts where it is to go. Should another one count there when it is
+published, everything is prepared anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 import threading
 from collections.abc import Callable, Container, Mapping
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import MFSCorruptStoreError, MFSNodeLimitExceededError, MFSReentrantCallError, MFSStoreBusyError
+from ..errors import (
+    MFSCorruptStoreError,
+    MFSFileOpenError,
+    MFSLockTimeoutError,
+    MFSNodeLimitExceededError,
+    MFSReentrantCallError,
+    MFSStoreBusyError,
+)
 from .content import units_for
 from .layout import (
     D_CHILD,
@@ -33,14 +45,17 @@ from .layout import (
     KIND_DIR,
     KIND_FILE,
     LOW32,
+    N_CONTENT,
     N_CREATED,
     N_GENERATION,
     N_MODIFIED,
     N_PARENT,
+    N_PIN,
     N_SIZE,
     N_STAMP,
     NAMESPACE,
     ORPHANS,
+    QUOTAS,
     ROOT,
     S_DRAFTED,
     S_INTENT,
@@ -56,8 +71,13 @@ if TYPE_CHECKING:
 
 MOVED_A_VISIT = 256  # entries of a tree that is published over the root: a few milliseconds
 PREPARED_A_VISIT = 32
+PREPARED_AGAIN_MOST = 8
 
 Files = Mapping[Parts, tuple[int, Fill]]
+
+
+class _Changed(Exception):
+    """Where a tree was to go, or what is to be moved, is another by now: prepare it again."""
 
 
 class Facts(NamedTuple):
@@ -102,7 +122,7 @@ class Graft:
         held = [names.content.lease_pin()]
         pin = held[0].word
         try:
-            names.stash(pin, size, fill, self.timeout)
+            names.stash(pin, size, fill, lambda: names.account_in(parent), self.timeout)
             self._make_file(parent, name, size, None, pin, facts)
         finally:
             names.give_back_pin(held.pop())
@@ -116,7 +136,7 @@ class Graft:
         self.store.transact(step, self.timeout)
 
     def add(self, section: Section, kind: int, parent: int, name: bytes, size: int = 0, facts: Facts | None = None) -> int:
-        """A file, without its content yet, or a directory, in the section's plan."""
+        """A file, without its content yet, or a directory, in the section's plan. It belongs to what its parent belongs to."""
         count_drafted(section, self.drafted, kind, 1)
         node = self.tree.add(section, kind, parent, name, size, facts.content if facts else 0)
         w, at = self.store.w, self.names.at(node)  # plainly: until the commit nobody has the generation to look at the node
@@ -150,6 +170,14 @@ class Graft:
             return True
 
         return self.store.transact(step, self.timeout)
+
+
+class _Copy(NamedTuple):
+    """A directory on its way into a tree. moved: (generation, facts) of what was copied, by node, if that is to go: then the
+    copies keep the facts, and no file's lock is waited for."""
+
+    graft: Graft
+    moved: dict[int, tuple[int, Facts]] | None = None
 
 
 def count_drafted(section: Section, drafted: int, kind: int, more: int) -> None:
@@ -196,14 +224,18 @@ class Grafts:
                 raise MFSReentrantCallError(
                     "A signal handler or finaliser called copy_tree, import_tree or restore inside such a call."
                 )
-            self.drop_left()
             try:
-                work()
+                for _ in range(PREPARED_AGAIN_MOST):
+                    self.drop_left()
+                    with contextlib.suppress(_Changed):
+                        return work()
             except BaseException:
                 self.has_left = True
                 self.store.dropped.append(None)  # should this be interrupted, too
                 self.drop_left()
                 raise
+            self.drop_left()
+            raise MFSStoreBusyError("What was copied, or the quota of where it was to go, changed again and again meanwhile.")
 
     def drop_left(self) -> None:
         """What was not published goes to the trash. REQUIRES `intending`."""
@@ -234,9 +266,9 @@ class Grafts:
             plan[slot_at + S_DRAFTED] = 0
             plan[slot_at + S_INTENT] = 0
 
-    def _begin(self, section: Section) -> int:
-        """The top of what we are about to prepare."""
-        top = self.tree.make_directory(section)
+    def _begin(self, section: Section, parent: int = ROOT) -> int:
+        """The top of what we are about to prepare, to go into a directory, or over the root."""
+        top = self.tree.make_directory(section, self.names.account_in(parent))
         section.plan[self._intent] = top
         count_drafted(section, self._intent - S_INTENT + S_DRAFTED, KIND_DIR, 1)
         return top
@@ -264,10 +296,8 @@ class Grafts:
 
         def copy() -> None:
             source, top = transact(lambda section: self._begin_copy(section, src, dst), timeout)
-            charge = self._tree_charge(source)
-            transact(lambda section: self.content.require_charge(section, charge), timeout)
-            approve(charge)
-            self._copy_children(source, Graft(self.store, top, timeout))
+            self._require_room(source, top, approve, timeout)
+            self._copy_children(source, _Copy(Graft(self.store, top, timeout)))
             try:
                 transact(lambda section: self._end_copy(section, dst, top), timeout)
             finally:
@@ -275,7 +305,18 @@ class Grafts:
 
         self._prepare(copy)
 
+    def _require_room(self, source: Found, top: int, approve: Approve, timeout: float | None) -> None:
+        charge = self._tree_charge(source)
+        self.store.transact(lambda section: self.content.require_charge(section, self.names.account_in(top), charge), timeout)
+        approve(charge)
+
     def _begin_copy(self, section: Section, src: Path, dst: Path) -> tuple[Found, int]:
+        source = self._source_of_copy(src, dst)
+        parent = self.names.parent_for(section, dst, make_parents=False)
+        self.tree.check_limit(section)
+        return source, self._begin(section, parent)
+
+    def _source_of_copy(self, src: Path, dst: Path) -> Found:
         node = self.tree.walk(src.parts)
         if not node:
             raise FileNotFoundError(f"No such file or directory: '{src.text}'")
@@ -283,15 +324,17 @@ class Grafts:
             raise NotADirectoryError(f"Not a directory: '{src.text}'")
         if self.tree.walk(dst.parts):
             raise FileExistsError(f"Destination already exists: '{dst.text}'")
-        self.names.parent_for(section, dst, make_parents=False)
-        self.tree.check_limit(section)
-        top = self._begin(section)
-        return (node, self.w[self.names.at(node) + N_GENERATION], self.w[NAMESPACE]), top
+        return node, self.w[self.names.at(node) + N_GENERATION], self.w[NAMESPACE]
 
     def _end_copy(self, section: Section, dst: Path, top: int) -> None:
         if self.tree.walk(dst.parts):
             raise FileExistsError(f"Destination already exists: '{dst.text}'")
-        parent = self.names.parent_for(section, dst, make_parents=False)
+        self._link(section, dst, top, self.names.parent_for(section, dst, make_parents=False))
+
+    def _link(self, section: Section, dst: Path, top: int, parent: int) -> None:
+        """Give the tree its name."""
+        if self.names.account_in(parent) != self.names.account_in(top):
+            raise _Changed
         section.unsettle_namespace()  # what is in the copy has even sequences, and must not be found before the commit
         self.tree.link(section, top, KIND_DIR, parent, dst.parts[-1])
         self._end(section)
@@ -307,19 +350,21 @@ class Grafts:
                     total += self.content.charged(units_for(self.w[self.names.at(entry.node) + N_SIZE]) * UNIT)
         return total
 
-    def _copy_children(self, source: Found, graft: Graft) -> None:
-        stack = [(source[0], source[1], graft.top)]
+    def _copy_children(self, source: Found, copy: _Copy) -> None:
+        stack = [(source[0], source[1], copy.graft.top)]
         while stack:
             node, generation, target = stack.pop()
-            for entry in self.names.entries_of(node, generation, graft.timeout):
+            for entry in self.names.entries_of(node, generation, copy.graft.timeout):
                 if entry.kind == KIND_DIR:
-                    stack.append((entry.node, entry.generation, graft.make_directory(target, entry.name)))
+                    new = copy.graft.make_directory(target, entry.name, self._facts(entry.node, copy))
+                    stack.append((entry.node, entry.generation, new))
                 elif entry.kind == KIND_FILE:
-                    self._copy_file(node, generation, entry.name, graft, target)
+                    self._copy_file(node, generation, entry.name, copy, target)
 
-    def _copy_file(self, directory: int, generation: int, name: bytes, graft: Graft, target: int) -> None:
+    def _copy_file(self, directory: int, generation: int, name: bytes, copy: _Copy, target: int) -> None:
         """Copy the file of that name in a directory, unless it went meanwhile."""
-        names = self.names
+        names, graft = self.names, copy.graft
+        patience = graft.timeout if copy.moved is None else 0.0
 
         def find(section: Section) -> Found | None:
             node = self.tree.find(directory, name) if names.is_directory(directory, generation) else 0
@@ -327,12 +372,90 @@ class Grafts:
                 return None
             return node, self.w[names.at(node) + N_GENERATION], self.w[NAMESPACE]
 
-        def copied(size: int, fill: Fill) -> None:
-            graft.make_file(target, name, size, fill)
-
         while found := self.store.transact(find, graft.timeout):
-            if names.reading(found, self.tree.path(found[0]), graft.timeout, copied):
+
+            def copied(size: int, fill: Fill, node: int = found[0]) -> None:
+                graft.make_file(target, name, size, fill, self._facts(node, copy))
+
+            if names.reading(found, self.tree.path(found[0]), patience, copied):
                 break
+
+    # ---- move, where a rename would not do
+
+    def move(self, src: Path, dst: Path, timeout: float | None) -> None:
+        """A copy of a directory takes its place in one transaction, where another account counts; its parents are made.
+
+        MFSFileOpenError if something in it is open; OSError (EXDEV) if a directory in it has a quota of its own.
+        """
+        transact = self.store.transact
+
+        def work() -> None:
+            source, top = transact(lambda section: self._begin_move(section, src, dst), timeout)
+            self._require_room(source, top, lambda _: None, timeout)
+            copy = _Copy(Graft(self.store, top, timeout), {})
+            self._copy_children(source, copy)
+            try:
+                self.names.attempt(lambda section: self._end_move(section, src, dst, source[0], copy), timeout)
+            finally:
+                self._announce()
+
+        try:
+            self._prepare(work)
+        except MFSLockTimeoutError as error:
+            raise MFSFileOpenError(error.path, error.holders) from None
+        self.names.drain_trash()
+
+    def _begin_move(self, section: Section, src: Path, dst: Path) -> tuple[Found, int]:
+        source = self._source_of_copy(src, dst)
+        self.tree.check_limit(section)
+        top = self._begin(section, self.names.nearest(dst.parts[:-1]))
+        facts, at = self._facts_of(source[0]), self.names.at(top)
+        self.w[at + N_CREATED], self.w[at + N_MODIFIED] = facts.created, facts.modified
+        return source, top
+
+    def _end_move(self, section: Section, src: Path, dst: Path, node: int, copy: _Copy) -> None:
+        if self.tree.walk(dst.parts):
+            raise FileExistsError(f"Destination already exists: '{dst.text}'")
+        if self.tree.walk(src.parts) != node:
+            raise _Changed
+        parent = self.names.parent_for(section, dst, make_parents=True)
+        self.names.freeze(section, node)
+        if self._has_changed(node, copy.moved or {}):
+            raise _Changed
+        self.tree.unlink(section, node)
+        self.names.to_trash(section, node)
+        self._link(section, dst, copy.graft.top, parent)
+
+    def _has_changed(self, directory: int, moved: Mapping[int, tuple[int, Facts]]) -> bool:
+        """Whether what is below a directory is not what was copied. REQUIRES that the namespace is frozen.
+
+        Linear in the number of files, about 1 us each: the price of a move to another quota, of a directory, whole.
+        """
+        count, todo = 0, [directory]
+        while todo:
+            for node in self.tree.children(todo.pop()):
+                count += 1
+                if moved.get(node) != (self.w[self.names.at(node) + N_GENERATION], self._facts_of(node)):
+                    return True
+                if self.tree.kind(node) == KIND_DIR:
+                    if self.content.accounts.own(node):
+                        path = self.tree.path(node)
+                        raise OSError(errno.EXDEV, "A directory with a quota of its own would lose it: move it by itself", path)
+                    todo.append(node)
+        return count != len(moved)
+
+    def _facts(self, node: int, copy: _Copy) -> Facts | None:
+        """What the copy of a node is to keep; remembered, if that is to be moved."""
+        if copy.moved is None:
+            return None
+        facts = self._facts_of(node)
+        copy.moved[node] = self.w[self.names.at(node) + N_GENERATION], facts
+        return facts
+
+    def _facts_of(self, node: int) -> Facts:
+        w, at = self.w, self.names.at(node)
+        content = 0 if self.tree.kind(node) == KIND_DIR else w[at + N_CONTENT]
+        return Facts(w[at + N_CREATED], w[at + N_MODIFIED], content)
 
     # ---- restore
 
@@ -374,7 +497,7 @@ class Grafts:
         attempt = self.names.attempt
 
         def begin(section: Section) -> int:
-            self.content.require_charge(section, charge)
+            self.content.require_charge(section, 0, charge)
             if 0 < self.tree.nodes_max <= len(files):
                 raise MFSNodeLimitExceededError(self.tree.nodes_max, self.tree.nodes_max)
             return self._begin(section)
@@ -383,9 +506,10 @@ class Grafts:
             attempt(lambda _: self._refuse_open(files), timeout, doing="import")
             _check_paths(files)
             top = self.store.transact(begin, timeout)
-            _Import(Graft(self.store, top, timeout, surplus=None)).prepare(files)
+            made = _Import(Graft(self.store, top, timeout, surplus=None))
+            made.prepare(files)
             try:
-                attempt(lambda section: self._commit_import(section, files, top), timeout, doing="import")
+                attempt(lambda section: self._commit_import(section, files, made), timeout, doing="import")
                 self._see_it_settled()
             finally:
                 self._announce()
@@ -411,12 +535,14 @@ class Grafts:
                 break
         return None
 
-    def _commit_import(self, section: Section, files: Files, top: int) -> None:
+    def _commit_import(self, section: Section, files: Files, made: _Import) -> None:
         self._check_places(section, files)
+        if made.has_other_accounts():
+            raise _Changed
         section.freeze_namespace()
         self._refuse_open(files)
         self._end(section)
-        section.plan[INTENT] = top
+        section.plan[INTENT] = made.graft.top
 
     def _check_places(self, section: Section, files: Files) -> None:
         """See, one by one, that the files can be made where they are to be."""
@@ -575,6 +701,18 @@ class _Import:
             depth -= 1
         for end in range(depth + 1, len(parts) + 1):
             node = self.graft.add(section, KIND_DIR, self.directories[parts[: end - 1]], parts[end - 1])
+            self.names.w[self.names.at(node) + N_PIN] = self._account(parts[:end]) << 32  # plainly, as `Graft.add` does
             section.commit()
             self.directories[parts[:end]] = node
         return self.directories[parts]
+
+    def _account(self, parts: Parts) -> int:
+        """What a new entry of the directory at this path is to be charged to: the nearest that stands says it."""
+        return self.names.account_in(self.names.nearest(list(parts)))
+
+    def has_other_accounts(self) -> bool:
+        """Whether what was made would be charged to another account by now."""
+        names = self.names
+        return bool(names.w[QUOTAS]) and any(
+            names.account_in(node) != self._account(parts) for parts, node in self.directories.items()
+        )

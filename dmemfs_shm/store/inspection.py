@@ -65,6 +65,7 @@ from .layout import (
     JOURNAL_ENTRIES_MAX,
     KIND_FILE,
     KIND_FREE,
+    KIND_QUOTA,
     KIND_SHIFT,
     LB_ATTACH,
     LB_INIT,
@@ -84,6 +85,7 @@ from .layout import (
     N_NAME,
     N_RUN,
     N_RUNS,
+    N_SIBLINGS,
     N_SIZE,
     NAMESPACE,
     NO_CLAIM,
@@ -101,7 +103,11 @@ from .layout import (
     PIN_WORDS,
     PINS,
     PINS_AT,
+    Q_DIRECTORY,
+    Q_LIMIT,
+    Q_USED,
     QUEUED,
+    QUOTAS,
     R_LOCK,
     R_SINCE,
     R_THREAD,
@@ -428,7 +434,24 @@ class _Inspector:
             orphaned_bytes=orphaned,
             contents=contents,
             file_charge_bytes=w[W_FILE_CHARGE],
+            directories=tuple(self._directory_quotas()),
         )
+
+    def _directory_quotas(self) -> list[snapshot.DirectoryQuota]:
+        found: list[snapshot.DirectoryQuota] = []
+        node, backed = self.w[QUOTAS], self.w[NODE_BACKED]
+        while 0 < node < backed and len(found) <= backed:
+            words = self.observer.node(node)
+            bad = words[N_NAME] >> KIND_SHIFT & 0xFF != KIND_QUOTA
+            self.doubt(bad, self.observer.layout.node_at(node) + N_NAME, "the account of a directory's quota", words[N_NAME])
+            if bad:
+                break
+            path = self._path(words[Q_DIRECTORY]) if words[Q_DIRECTORY] else "?"
+            known = None if path in ("?", REMOVED) else path
+            found.append(snapshot.DirectoryQuota(known, words[Q_LIMIT], words[Q_USED]))
+            node = words[N_SIBLINGS] & LOW32
+        self.doubt(node >= backed, QUOTAS, f"one of {backed} nodes", node)
+        return sorted(found, key=lambda quota: quota.path or "")
 
     def _arena_count(self) -> int:
         count = self.w[ARENAS]

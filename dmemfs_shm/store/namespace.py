@@ -20,6 +20,7 @@ slots are looked at. A dead holder is reaped before anything is refused.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -82,6 +83,7 @@ from .layout import (
     PINS,
     PINS_AT,
     PN_COUNT,
+    QUOTAS,
     REC_DIRTY,
     REC_NODE_SHIFT,
     REC_STATE,
@@ -143,6 +145,14 @@ class Path:
     @property
     def parent(self) -> str:
         return "/" + "/".join(part.decode("utf-8", "surrogatepass") for part in self.parts[:-1])
+
+
+class OtherAccount(Exception):
+    """A directory is to go to where another account counts."""
+
+
+def _across_quotas(src: Path, dst: Path) -> OSError:
+    return OSError(errno.EXDEV, "Another directory's quota counts there: use move(), or copy", src.text, None, dst.text)
 
 
 class Busy(Exception):
@@ -259,6 +269,20 @@ class Namespace:
             raise IsADirectoryError(f"Is a directory: '{path.text}'")
         return node
 
+    def nearest(self, parts: list[bytes]) -> int:
+        """The last directory on the way that stands. REQUIRES m[0]."""
+        node = ROOT
+        for part in parts:
+            below = self.tree.find(node, part)
+            if not below or self.tree.kind(below) != KIND_DIR:
+                break
+            node = below
+        return node
+
+    def account_in(self, directory: int) -> int:
+        """The account that a new entry of a directory is charged to, 0 for none. REQUIRES m[0]."""
+        return self.w[self.at(directory) + N_PIN] >> 32
+
     # ---- trying again after the dead were reaped
 
     def attempt(self, step: Callable[[Section], T], timeout: float | None, *, doing: str = "") -> T:
@@ -279,7 +303,7 @@ class Namespace:
         if self.w[self.at(node)] & LOCK_BUSY:
             raise Busy(node)
 
-    def _freeze(self, section: Section, node: int) -> None:
+    def freeze(self, section: Section, node: int) -> None:
         """Nobody may open anything beneath this directory until the commit; Busy if somebody has something open."""
         section.freeze_namespace()
         for open_one in self.open_nodes():
@@ -361,6 +385,49 @@ class Namespace:
             parent = node
         return parent
 
+    # ---- quotas of directories
+
+    def set_quota(self, path: Path, limit: int | None, timeout: float | None) -> None:
+        """Give a directory a quota, another one, or (None) none."""
+        accounts = self.content.accounts
+
+        def step(section: Section) -> None:
+            node = self.tree.walk(path.parts)
+            if not node:
+                raise FileNotFoundError(f"No such directory: '{path.text}'")
+            if self.tree.kind(node) != KIND_DIR:
+                raise NotADirectoryError(f"Not a directory: '{path.text}'")
+            account = accounts.own(node)
+            if account and limit is not None:
+                accounts.set_limit(section, account, limit)
+            elif account or limit is not None:
+                if self.w[self.at(node) + D_CHILD]:
+                    raise OSError(errno.ENOTEMPTY, "Only an empty directory is given a quota, or loses it", path.text)
+                if limit is None:
+                    accounts.part(section, node)
+                else:
+                    accounts.open(section, node, limit)
+
+        while self.w[QUOTAS] and self.store.transact(accounts.sweep, timeout):
+            pass
+        self.store.transact(step, timeout)
+
+    def directory_quotas(self, timeout: float | None) -> list[tuple[str | None, int, int]]:
+        """(path, limit, used) of each, in the order of the paths; path None: the directory or its quota is gone."""
+        if not self.w[QUOTAS]:
+            return []
+
+        def step(_: Section) -> list[tuple[str | None, int, int]]:
+            return [
+                (self.tree.path(directory) if directory else None, limit, used)
+                for directory, limit, used in self.content.accounts.all()
+                if directory or used
+            ]
+
+        found = self.store.transact(step, timeout)
+        found = [(None if path == "?" else path, limit, used) for path, limit, used in found]
+        return sorted(found, key=lambda quota: quota[0] or "")
+
     # ---- content with a name, at once
 
     def put(self, path: Path, size: int, fill: Fill, timeout: float | None, *, replace: bool, content: int = 1) -> None:
@@ -377,14 +444,16 @@ class Namespace:
         held = [self.content.lease_pin()]
         pin = held[0].word
         try:
-            self.stash(pin, size, fill, timeout)
+            self.stash(pin, size, fill, lambda: self.account_in(self.parent_of(path)), timeout)
             self._put_with(path, size, None, pin, timeout, replace=replace, content=content)
         finally:
             self.give_back_pin(held.pop())
 
-    def stash(self, pin: int, size: int, fill: Fill, timeout: float | None, *, charged: bool = True) -> None:
-        """Blocks for *size* bytes, filled, held by the pin record."""
-        node = self.store.transact(lambda section: self.content.stash(section, pin, size, charged=charged), timeout)
+    def stash(
+        self, pin: int, size: int, fill: Fill, account: Callable[[], int], timeout: float | None, *, charged: bool = True
+    ) -> None:
+        """Blocks for *size* bytes, filled, held by the pin record, and charged to what ``account()`` says inside m[0]."""
+        node = self.store.transact(lambda section: self.content.stash(section, pin, size, account(), charged=charged), timeout)
         run = self.w[self.at(node) + N_RUN]
         if run:
             fill(*self.store.arenas.locate(run))
@@ -496,7 +565,7 @@ class Namespace:
             self.content.take_from_stash(section, pin, node)
         elif size:
             units = units_for(size)
-            self.content.charge(plan, at, units * UNIT)
+            self.content.charge(section, at, units * UNIT)
             plan[at + N_RUN] = run = self.content.blocks.allocate(plan, units)
             assert fill is not None
             fill(*self.store.arenas.locate(run))
@@ -510,7 +579,7 @@ class Namespace:
             self.give_content(section, node, size, fill, pin)
         else:
             self._replace_runs(section, node, self.content.runs(plan, at), size, fill)
-            self.content.charge(plan, at, units_for(size) * UNIT)
+            self.content.charge(section, at, units_for(size) * UNIT)
         plan[at + N_SIZE] = size
         plan[at + N_CONTENT] = plan[at + N_CONTENT] + 1
         plan[at + N_MODIFIED] = time.time_ns()
@@ -519,7 +588,7 @@ class Namespace:
 
     def _replace_runs(self, section: Section, node: int, old: list[int], size: int, fill: Fill | None) -> None:
         plan, at, blocks = section.plan, self.at(node), self.content.blocks
-        self.content.require(plan, units_for(size) * UNIT)
+        self.content.require(plan, at, units_for(size) * UNIT)
         new = blocks.allocate(plan, units_for(size)) if size else 0
         if new:
             assert fill is not None
@@ -599,7 +668,7 @@ class Namespace:
                 raise FileNotFoundError(f"No such directory: '{path.text}'")
             if self.tree.kind(node) != KIND_DIR:
                 raise NotADirectoryError(f"Not a directory: '{path.text}'")
-            self._freeze(section, node)
+            self.freeze(section, node)
             self.tree.unlink(section, node)
             self.to_trash(section, node)
 
@@ -623,7 +692,8 @@ class Namespace:
     # ---- renaming
 
     def rename(self, src: Path, dst: Path, timeout: float | None, *, make_parents: bool = False) -> None:
-        """Give a file or directory another name; *make_parents* creates what is missing above it."""
+        """Give a file or directory another name; *make_parents* creates what is missing above it, and goes to where another
+        directory's quota counts, too: a file in one transaction, a directory by a copy that takes its place (`Grafts.move`)."""
         renamed = [0]
 
         def step(section: Section) -> None:
@@ -637,19 +707,28 @@ class Namespace:
                 raise MFSParameterError(f"Cannot move a directory into itself: '{src.text}' to '{dst.text}'")
             parent = 0 if make_parents else self.parent_for(section, dst, make_parents=False)
             if directory:
-                self._freeze(section, node)
+                self.freeze(section, node)
             else:
                 section.enter(node)
                 self._must_be_closed(node)
             if make_parents:
                 parent = self.parent_for(section, dst, make_parents=True)
+            account = self.account_in(parent)
+            if account != self.account_in(node) and not (directory and self.content.accounts.own(node)):
+                if not make_parents:
+                    raise _across_quotas(src, dst)
+                if directory:
+                    raise OtherAccount
+                self.content.assign(section, self.at(node), account)
             if directory and not self.w[NAMESPACE] & 1:  # making the parents was a commit of its own
-                self._freeze(section, node)
+                self.freeze(section, node)
             self._rename_node(section, node, parent, dst.parts[-1])
             renamed[0] = node
 
         try:
             self.attempt(step, timeout)
+        except OtherAccount:
+            self.store.grafts.move(src, dst, timeout)
         finally:
             if self.w[WATCHED]:
                 self.announce(renamed[0])
@@ -697,6 +776,8 @@ class Namespace:
             if old and self.w[self.at(old)] & LOCK_WRITER:
                 return old
             parent = self.parent_for(section, dst, make_parents=False)
+            if self.account_in(parent) != self.account_in(node):
+                raise _across_quotas(src, dst)
             self._rename_node(section, node, parent, dst.parts[-1], old=old)
             done[0] = node
             return 0
@@ -720,8 +801,8 @@ class Namespace:
         """
 
         def step(section: Section) -> int:
-            self._place_for(section, path, exclusive=exclusive)
-            node = self.tree.make_draft(section, LOCK_WRITER)
+            parent, _ = self._place_for(section, path, exclusive=exclusive)
+            node = self.tree.make_draft(section, LOCK_WRITER, self.account_in(parent))
             section.plan[record] = HELD | REC_WRITER | REC_DIRTY | node << REC_NODE_SHIFT
             self.content.enter_ring(section, DRAFTS, node)
             return node
@@ -769,6 +850,7 @@ class Namespace:
 
     def _publish_draft(self, section: Section, node: int, parent: int, name: bytes, old: int) -> None:
         plan, at = section.plan, self.at(node)
+        self.content.assign(section, at, self.account_in(parent))  # another counts if the directory has gone and come
         section.sequence_odd(node)  # stored first and undone last: see `Tree.look_up`
         self.content.leave_ring(section, DRAFTS, node)
         plan[ORPHANED] = plan[ORPHANED] - self.content.charged(plan[at + N_CAPACITY])
@@ -1076,7 +1158,11 @@ class Namespace:
         pin = held[0].word
         try:
             runs = self.content.runs(self.w, at)
-            self.stash(pin, size, lambda target, offset: self.store.arenas.copy_out(runs, keep, target, offset), timeout)
+
+            def fill(target: Segment, offset: int) -> None:
+                self.store.arenas.copy_out(runs, keep, target, offset)
+
+            self.stash(pin, size, fill, lambda: self.w[at + N_PIN] >> 32, timeout)
 
             def swap(section: Section) -> None:
                 self.content.release_for_stash(section, node)
@@ -1139,7 +1225,7 @@ class Namespace:
                 self.store.arenas.copy_out(runs, size, target, offset)
 
             try:
-                self.stash(pin, capacity, fill, timeout, charged=False)
+                self.stash(pin, capacity, fill, lambda: 0, timeout, charged=False)
             except MFSNoSpaceError:
                 largest = self.store.sections.run(lambda section: self.content.blocks.largest_free_pages(section.plan), timeout)
                 raise MFSViewError(size, largest * PAGE) from None

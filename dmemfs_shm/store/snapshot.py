@@ -41,6 +41,15 @@ class Identity:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class DirectoryQuota:
+    """path: None if the directory or its quota is gone, and only readers and views have what is charged to it."""
+
+    path: str | None
+    limit_bytes: int
+    used_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Quota:
     """orphaned: the part of used that no name leads to any more. contents: how many are charged file_charge_bytes each."""
 
@@ -50,6 +59,7 @@ class Quota:
     orphaned_bytes: int
     contents: int
     file_charge_bytes: int
+    directories: tuple[DirectoryQuota, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from .layout import (
     N_NAME,
     N_NEXT,
     N_PARENT,
+    N_PIN,
     N_SEQ,
     N_SIBLINGS,
     N_SIZE,
@@ -143,10 +144,11 @@ class Tree:
         key = self.hash(parent, name)
         directory = self.nodes_at + parent * NODE_WORDS + D_CHILD
         first = now_is(directory)
+        account = now_is(directory + N_PIN - D_CHILD)  # a directory has no pin: it is the account alone
         now = time.time_ns()
         identity = key | len(name) << NAME_BYTES_SHIFT | kind << KIND_SHIFT
         w[at] = 0
-        w[at + N_SIZE : at + N_TEXT] = array("Q", (size, content, now, now, 0, 0, 0, parent, identity, first, 0, 0))
+        w[at + N_SIZE : at + N_TEXT] = array("Q", (size, content, now, now, 0, 0, 0, parent, identity, first, 0, account))
         rest = 0
         if len(name) <= TEXT_BYTES:
             start = (at + N_TEXT) * WORD
@@ -384,21 +386,22 @@ class Tree:
 
         self.store.sections.run(publish)
 
-    def make_directory(self, section: Section) -> int:
-        """A new directory without a name."""
+    def make_directory(self, section: Section, account: int) -> int:
+        """A new directory without a name, what is in it to be charged to that account."""
         plan = section.plan
-        node = self._make(section, KIND_DIR)
+        node = self._make(section, KIND_DIR, account)
         self._begin_life(section, node)
         plan[DIRS] = plan[DIRS] + 1
         return node
 
-    def make_draft(self, section: Section, lock: int) -> int:
-        """A new file without a name, with that lock word. It has the generation of a free node: nobody may look for it."""
-        node = self._make(section, KIND_DRAFT)
+    def make_draft(self, section: Section, lock: int, account: int) -> int:
+        """A new file without a name, with that lock word, charged to that account. It has the generation of a free node:
+        nobody may look for it."""
+        node = self._make(section, KIND_DRAFT, account)
         section.w[self.nodes_at + node * NODE_WORDS] = lock
         return node
 
-    def _make(self, section: Section, kind: int) -> int:
+    def _make(self, section: Section, kind: int, account: int) -> int:
         w = section.w
         node = self.take_node(section)
         at = self.nodes_at + node * NODE_WORDS
@@ -406,7 +409,7 @@ class Tree:
         w[at + N_SEQ] = w[at + N_SEQ] + 1 | 1
         section.even(at + N_SEQ)
         w[at] = 0
-        w[at + N_SIZE : at + N_TEXT] = array("Q", (0, 0, now, now, 0, 0, 0, 0, kind << KIND_SHIFT, 0, 0, 0))
+        w[at + N_SIZE : at + N_TEXT] = array("Q", (0, 0, now, now, 0, 0, 0, 0, kind << KIND_SHIFT, 0, 0, account << 32))
         return node
 
     def _begin_life(self, section: Section, node: int) -> None:
@@ -426,6 +429,8 @@ class Tree:
         """Free a file or directory that has no name any more (and no content)."""
         plan = section.plan
         at = self.nodes_at + node * NODE_WORDS
+        if kind == KIND_DIR:
+            self.store.content.accounts.part(section, node)
         plan[at + N_GENERATION] = plan[at + N_GENERATION] + 1 & ~1
         rest = plan[at + N_NEXT] >> 32
         if rest:

@@ -51,7 +51,7 @@ from dmemfs_shm.store.tree import Unsettled
 
 from ..lockstore import mutex_findings
 from .harness import Fault
-from .operations import Abandoned, State, differences, look, take_stock
+from .operations import Abandoned, State, differences, files_in, look, take_stock
 
 #: What a survivor does first (`take_back`).
 REAP, READ, UNLOCK, CHECK = range(4)
@@ -334,7 +334,7 @@ def take_back(fs: MemoryFileSystem, first: int, known: Known) -> tuple[Read | No
     with contextlib.ExitStack() as stack:
         if first == READ:
             read = _read(fs, known)
-            for path in sorted(path for path, what in read.state.items() if what is not None):
+            for path in files_in(read.state):
                 stack.enter_context(fs.open(path, allow_abandoned=True))
         elif first == UNLOCK:
             for mutex in reversed(store.mutexes):

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from dmemfs_shm import MemoryFileSystem, MFSAbandonedFileError, MFSTimeoutError, snapshot
+from dmemfs_shm import MemoryFileSystem, MFSAbandonedFileError, MFSDirectoryQuotaError, MFSTimeoutError, snapshot
 from dmemfs_shm.filesystem import _read_unlocked
 from dmemfs_shm.frames import FrameWriter
 from dmemfs_shm.paths import parse
@@ -149,7 +149,7 @@ class Case:
         self.tasks.append(Task(self._watch))
 
     def _watch(self) -> None:
-        store, paths = self.fs._store, [path for path, what in self.before.items() if what is not None]
+        store, paths = self.fs._store, files_in(self.before)
         while not self.over.wait(0.0001):
             for path in paths:
                 with contextlib.suppress(Unsettled):
@@ -231,8 +231,19 @@ class Abandoned(NamedTuple):
     content: bytes
 
 
+class Limit(NamedTuple):
+    """The quota of a directory."""
+
+    limit: int
+
+
+def files_in(state: State) -> list[str]:
+    """The paths of the files."""
+    return sorted(path for path, what in state.items() if isinstance(what, (bytes, Abandoned)))
+
+
 def look(fs: MemoryFileSystem) -> State:
-    """Everything that is in a store: None for a directory, bytes for a file, Abandoned."""
+    """Everything that is in a store: None for a directory, bytes for a file, Abandoned; Limit for a directory's quota."""
     found: State = {}
     for folder, directories, files in fs.walk("/"):
         found.update({f"{folder.rstrip('/')}/{name}": None for name in directories})
@@ -242,6 +253,7 @@ def look(fs: MemoryFileSystem) -> State:
             except MFSAbandonedFileError:
                 with fs.open(path, allow_abandoned=True) as handle:
                     found[path] = Abandoned(handle.read())
+    found.update({f"{quota.path} (quota)": Limit(quota.limit) for quota in fs.info()["directory_quotas"] if quota.path})
     return found
 
 
@@ -249,16 +261,30 @@ def take_stock(fs: MemoryFileSystem) -> tuple[State, list[str]]:
     """What is in a store that nobody else uses, and what is wrong: its quota, its locks, or anything else."""
     state, findings = look(fs), []
     stats, info = fs.stats(), fs.info()
-    cost = sum(charge(fs.get_size(path)) for path, what in state.items() if what is not None)
+    costs = {path: charge(fs.get_size(path)) for path in files_in(state)}
+    cost = sum(costs.values())
     if stats["used_bytes"] != cost or info["orphaned"]:
         findings.append(f"{stats['used_bytes']} bytes used, {info['orphaned']} orphaned; the files cost {cost}")
     directories = 1 + sum(what is None for what in state.values())
-    if [stats["file_count"], stats["dir_count"]] != [1 + len(state) - directories, directories]:
+    if [stats["file_count"], stats["dir_count"]] != [len(costs), directories]:
         findings.append(f"{stats} and {sorted(state)}")
-    for path in sorted(path for path, what in state.items() if what is not None):
+    findings += quotas_not_exact(fs, costs)
+    for path in costs:
         fs.open(path, "r+b", lock_timeout=DEADLINE_S, allow_abandoned=True).close()
     findings += [f"locked after all: {lock}" for lock in fs.locks()]
     return state, findings + [f"in the end: {finding}" for finding in fs.check()]
+
+
+def quotas_not_exact(fs: MemoryFileSystem, costs: dict[str, int]) -> list[str]:
+    """Each file is charged to the nearest directory above it that has a quota, and to that one alone."""
+    quotas = {str(quota.path): quota.used for quota in fs.info()["directory_quotas"]}
+    expected = dict.fromkeys(quotas, 0)
+    for path, cost in costs.items():
+        above = [directory for directory in quotas if path.startswith(f"{directory}/")]
+        if above:
+            expected[max(above, key=len)] += cost
+    expected.pop("None", None)
+    return [] if quotas == expected else [f"used of the directories' quotas: {quotas}, the files cost {expected}"]
 
 
 def charge(size: int) -> int:
@@ -353,6 +379,37 @@ def in_pieces(case: Case) -> None:
     with case.fs.open("/large", "ab") as handle:
         handle.write(LARGE)
     assert case.fs._store.w[case.fs._store.names.at(case.fs._store.names.files["/large"][0]) + _n_runs()] >> 32
+
+
+def with_quotas(case: Case) -> None:
+    """/q has a quota and files, /r a small one and none."""
+    for folder, limit in (("/q", 2 * BIG + 200 * KIB), ("/r", 5000)):
+        case.fs.mkdir(folder)
+        case.fs.set_quota(folder, limit)
+    case.fs.mkdir("/q/sub")
+    for path, data in (("/q/small", SMALL), ("/q/large", LARGE), ("/q/sub/one", OTHER), ("/q/sub/two", LARGE)):
+        case.fs.write_bytes(path, data)
+
+
+def looking_at(case: Case, *paths: str) -> None:
+    """The same, and the peer has views of files."""
+    with_quotas(case)
+    for path in paths:
+        view = case.fs.view(path)
+        case.views.append((view, bytes(view)))
+
+
+def refused(path: str, data: bytes) -> Callable[..., None]:
+    """A directory's quota refuses a file, which is not there afterwards."""
+
+    def do(fs: MemoryFileSystem, _: Any) -> None:
+        try:
+            fs.write_bytes(path, data)
+        except MFSDirectoryQuotaError:
+            return
+        raise AssertionError("it was not refused")
+
+    return do
 
 
 def _n_runs() -> int:
@@ -659,6 +716,27 @@ OPERATIONS: dict[str, Operation] = {
     "snapshot-with-all-stopped": Operation(save(0)),
     "restore": Operation(load),
     "restore-into-nothing": Operation(load, bare=True),
+    "quota-give": Operation(call("set_quota", "/bare", BIG), (), lambda case: case.fs.mkdir("/bare")),
+    "quota-take": Operation(call("set_quota", "/r", None), (), with_quotas),
+    "quota-change": Operation(call("set_quota", "/q", 1000), (), with_quotas),
+    "quota-create": Operation(write("/q/x", "wb", SMALL, OTHER, LARGE), ("/q/x",), with_quotas),
+    "quota-truncate": Operation(truncate("/q/large", 300), ("/q/large",), with_quotas),
+    "quota-write-bytes-over": Operation(call("write_bytes", "/q/large", LARGER), (), with_quotas),
+    "quota-write-bytes-over-viewed": Operation(
+        call("write_bytes", "/q/small", OTHER), (), lambda case: looking_at(case, "/q/small")
+    ),
+    "quota-append-to-viewed": Operation(
+        write("/q/small", "ab", OTHER), ("/q/small",), lambda case: looking_at(case, "/q/small")
+    ),
+    "quota-refuses": Operation(refused("/r/x", LARGE), (), with_quotas),
+    "quota-remove": Operation(call("remove", "/q/small"), (), with_quotas),
+    "quota-rmtree": Operation(call("rmtree", "/q"), (), with_quotas),
+    "quota-rmtree-viewed": Operation(call("rmtree", "/q"), (), lambda case: looking_at(case, "/q/small", "/q/large")),
+    "quota-rename-directory": Operation(call("rename", "/q", "/d/q"), (), with_quotas),
+    "quota-move-file": Operation(call("move", "/q/small", "/r/p/small"), (), with_quotas),
+    "quota-move-viewed-file": Operation(call("move", "/q/large", "/p/large"), (), lambda case: looking_at(case, "/q/large")),
+    "quota-move-directory": Operation(call("move", "/q/sub", "/p/sub"), (), with_quotas),
+    "quota-copy-tree": Operation(call("copy_tree", "/d", "/q/copied"), (), with_quotas),
     "close-last-reader-of-replaced": Operation(lambda _fs, _, handle: handle.close(), (), ready=reader_of("/d/small")),
     "attach": Operation(join, joins=True),
     "close": Operation(lambda fs, _: fs.close()),

@@ -57,6 +57,7 @@ from .operations import (
     call,
     charge,
     differences,
+    files_in,
     killed_in,
     look,
     setup_of,
@@ -355,7 +356,8 @@ class Victim:
         assert [lock for lock in self.fs.locks() if lock.pid == os.getpid()] == []
         if not case.views and self.operation not in CONTENDED:  # others may have what was replaced, for a moment or longer
             assert self.fs.info()["orphaned"] == 0
-            cost = sum(charge(len(what)) for what in look(self.fs).values() if what is not None)
+            state = look(self.fs)
+            cost = sum(charge(len(state[path])) for path in files_in(state))
             assert self.fs.stats()["used_bytes"] == cost
 
 

@@ -29,7 +29,7 @@ from dmemfs_shm import MemoryFileSystem
 from ..figures import INTERRUPTIONS
 from .harness import SEED, Fault, run_child, short_slices
 from .interruptions import Interruption
-from .operations import OPERATIONS, Abandoned, Case, State, charge, differences, look, setup_of, what_comes_of
+from .operations import OPERATIONS, Abandoned, Case, State, charge, differences, files_in, look, setup_of, what_comes_of
 
 pytestmark = pytest.mark.crash
 
@@ -94,10 +94,10 @@ class Judge(Case):
         found += fs.check()
         state = look(fs)
         stats, info = fs.stats(), fs.info()
-        cost = sum(charge(fs.get_size(path)) for path, what in state.items() if what is not None)
+        cost = sum(charge(fs.get_size(path)) for path in files_in(state))
         if stats["used_bytes"] != cost or info["orphaned"]:
             found.append(f"{stats['used_bytes']} bytes used, {info['orphaned']} orphaned; the files cost {cost}")
-        for path in (path for path, what in state.items() if what is not None):
+        for path in files_in(state):
             fs.open(path, "r+b", lock_timeout=0.0, allow_abandoned=True).close()
         if not any(self._is_like(state, known) for known in self.wanted):
             found.append(f"neither before nor after: {differences(self.before, state)}")

@@ -4,6 +4,9 @@ The rule: a non-empty file is charged its size rounded up to 256 bytes, from 4 K
 open for writing is charged what it holds: wb keeps the old blocks for the coming bytes, close gives back what the size
 does not need, truncate at once.  Removed or replaced content is charged until its last view or reader goes.  A write is
 refused exactly when it would pass the quota, and then nothing has changed.
+
+The directory /d has a quota of its own, at times: what is made in it is charged to that as well, and stays so until it is
+gone, though the file moves, the quota is taken away, or the directory is another one by then.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dmemfs_shm import MemoryFileSystem
-from dmemfs_shm.errors import MFSQuotaExceededError
+from dmemfs_shm.errors import MFSDirectoryQuotaError, MFSQuotaExceededError
 
 from ..conftest import entries_of, mark_of
 
@@ -39,10 +43,18 @@ def charge(size: int) -> int:
     return -(-size // unit) * unit + PER_FILE
 
 
+class Account:
+    """The quota of a directory, while it has it and as long as anything is charged to it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+
 class Content:
     """The bytes of one file, or of one that was: charged while a file, a reader or a view has them."""
 
-    def __init__(self, data: bytes, held: int) -> None:
+    def __init__(self, data: bytes, held: int, account: Account | None) -> None:
+        self.account = account
         self.data = bytearray(data)
         self.held = held
         self.views = self.readers = 0
@@ -77,6 +89,7 @@ class QuotaMachine(RuleBasedStateMachine):
         self.fs = MemoryFileSystem(quota, default_lock_timeout=0.0)
         self.mark = mark_of(self.fs)
         self.fs.mkdir("/d")
+        self.account: Account | None = None
         self.files: dict[str, Content] = {}
         self.contents: list[Content] = []
         self.opened: list[Opened] = []
@@ -96,9 +109,17 @@ class QuotaMachine(RuleBasedStateMachine):
         """What may still be charged."""
         return self.quota - self.used
 
-    def new_content(self, data: bytes = b"") -> Content:
+    def charged_to(self, account: Account) -> int:
+        """What is charged to a directory's quota."""
+        return sum(content.held for content in self.contents if content.alive and content.account is account)
+
+    def account_of(self, path: str) -> Account | None:
+        """What a new file of that path is charged to."""
+        return self.account if path.startswith("/d/") else None
+
+    def new_content(self, data: bytes, account: Account | None) -> Content:
         """Content that a file has from now on."""
-        content = Content(data, charge(len(data)))
+        content = Content(data, charge(len(data)), account)
         self.contents.append(content)
         return content
 
@@ -118,9 +139,14 @@ class QuotaMachine(RuleBasedStateMachine):
             for entry in self.opened
         )
 
-    def attempt(self, call: Callable[[], Any], needed: int) -> tuple[bool, Any]:
-        """Make a call that needs so many bytes more: it must be refused exactly if they are not free."""
-        free = self.free
+    def attempt(self, call: Callable[[], Any], needed: int, account: Account | None) -> tuple[bool, Any]:
+        """Make a call that needs so many bytes more: it must be refused exactly if they are not free, first by the directory's
+        quota."""
+        free, within = self.free, "the store"
+        if account is not None and needed:
+            theirs = max(0, account.limit - self.charged_to(account))
+            if needed > theirs:
+                free, within = theirs, "/d"
         refused: MFSQuotaExceededError | None = None
         result = None
         try:
@@ -130,6 +156,7 @@ class QuotaMachine(RuleBasedStateMachine):
             refused = error.with_traceback(None)
         assert (refused is not None) == (needed > free), f"needs {needed} of {free} free bytes: {refused or 'allowed'}"
         if refused is not None:
+            assert getattr(refused, "path", "the store") == within
             assert refused.available == free
             assert refused.requested > free
         return refused is None, result
@@ -141,12 +168,12 @@ class QuotaMachine(RuleBasedStateMachine):
         """xb of a new file, with or without room made beforehand."""
         if path in self.files or len(self.opened) >= 4:
             return
-        done, handle = self.attempt(lambda: self.fs.open(path, "xb", preallocate), charge(preallocate))
+        done, handle = self.attempt(lambda: self.fs.open(path, "xb", preallocate), charge(preallocate), self.account_of(path))
         if done:
-            self.files[path] = content = self.new_content(bytes(preallocate))
+            self.files[path] = content = self.new_content(bytes(preallocate), self.account_of(path))
             self.opened.append(Opened(handle, path, "xb", content))
         elif self.fs.exists(path):
-            self.files[path] = self.new_content()
+            self.files[path] = self.new_content(b"", self.account_of(path))
 
     @rule(path=st.sampled_from(PATHS))
     def reopen(self, path: str) -> None:
@@ -163,7 +190,7 @@ class QuotaMachine(RuleBasedStateMachine):
         if entry.content.views:
             old = entry.content
             old.linked = False
-            self.files[entry.path] = entry.content = self.new_content()
+            self.files[entry.path] = entry.content = self.new_content(b"", old.account)
             entry.content.data[:] = old.data
 
     @rule(
@@ -178,7 +205,7 @@ class QuotaMachine(RuleBasedStateMachine):
         content = self.files[path]
         size = max(preallocate, len(content.data))
         needed = self.needed(content, size) if size > len(content.data) else 0
-        done, handle = self.attempt(lambda: self.fs.open(path, mode, preallocate), needed)
+        done, handle = self.attempt(lambda: self.fs.open(path, mode, preallocate), needed, content.account)
         if done:
             entry = Opened(handle, path, mode, content)
             if size > len(content.data):
@@ -210,7 +237,8 @@ class QuotaMachine(RuleBasedStateMachine):
         end = max(old, start + size) if size else old
         entry.handle.seek(start)
         payload = self.fill(size)
-        done, _ = self.attempt(lambda: entry.handle.write(payload), self.needed(content, end) if size else 0)
+        needed = self.needed(content, end) if size else 0
+        done, _ = self.attempt(lambda: entry.handle.write(payload), needed, content.account)
         if done and size:
             self.unshare(entry)
             content = entry.content
@@ -225,7 +253,7 @@ class QuotaMachine(RuleBasedStateMachine):
         entry = data.draw(st.sampled_from([entry for entry in self.opened if entry.mode != "rb"]))
         if size == len(entry.content.data) and entry.content.views:
             return  # nothing to change, so views and writer may go on sharing
-        done, _ = self.attempt(lambda: entry.handle.truncate(size), self.needed(entry.content, size))
+        done, _ = self.attempt(lambda: entry.handle.truncate(size), self.needed(entry.content, size), entry.content.account)
         if done:
             self.unshare(entry)
             content = entry.content
@@ -254,11 +282,11 @@ class QuotaMachine(RuleBasedStateMachine):
         if self.is_open(path, writing=True):
             return
         payload = self.fill(size)
-        done, _ = self.attempt(lambda: self.fs.write_bytes(path, payload), charge(size))
+        done, _ = self.attempt(lambda: self.fs.write_bytes(path, payload), charge(size), self.account_of(path))
         if done:
             if path in self.files:
                 self.unlink(path)
-            self.files[path] = self.new_content(payload)
+            self.files[path] = self.new_content(payload, self.account_of(path))
 
     @rule(src=st.sampled_from(PATHS), dst=st.sampled_from(PATHS))
     def copy(self, src: str, dst: str) -> None:
@@ -266,38 +294,83 @@ class QuotaMachine(RuleBasedStateMachine):
         if src not in self.files or dst in self.files or self.is_open(src, writing=True):
             return
         data = bytes(self.files[src].data)
-        done, _ = self.attempt(lambda: self.fs.copy(src, dst), charge(len(data)))
+        done, _ = self.attempt(lambda: self.fs.copy(src, dst), charge(len(data)), self.account_of(dst))
         if done:
-            self.files[dst] = self.new_content(data)
+            self.files[dst] = self.new_content(data, self.account_of(dst))
         else:
             assert not self.fs.exists(dst)
 
-    @rule()
-    def copy_tree(self) -> None:
-        """copy_tree of the directory, and rmtree of the copy."""
+    @rule(where=st.sampled_from(["/copy", "/d/copy"]))
+    def copy_tree(self, where: str) -> None:
+        """copy_tree of the directory, also into itself, and rmtree of the copy."""
         inside = [path for path in self.files if path.startswith("/d/")]
         if any(self.is_open(path, writing=True) for path in inside):
             return
         needed = sum(charge(len(self.files[path].data)) for path in inside)
         used = self.used
-        done, _ = self.attempt(lambda: self.fs.copy_tree("/d", "/copy"), needed)
-        assert self.fs.exists("/copy") == done
+        done, _ = self.attempt(lambda: self.fs.copy_tree("/d", where), needed, self.account_of(where))
+        assert self.fs.exists(where) == done
         if done:
             assert self.fs.stats()["used_bytes"] == used + needed
-            self.fs.rmtree("/copy")
+            self.fs.rmtree(where)
 
     @rule(src=st.sampled_from(PATHS), dst=st.sampled_from(PATHS))
     def rename(self, src: str, dst: str) -> None:
-        """rename to where nothing is, which costs nothing."""
+        """rename to where nothing is, which costs nothing, and does not cross into another quota."""
         if src not in self.files or dst in self.files or self.is_open(src):
+            return
+        if self.files[src].account is not self.account_of(dst):
+            with pytest.raises(OSError, match="quota counts there"):
+                self.fs.rename(src, dst)
             return
         self.fs.rename(src, dst)
         self.files[dst] = self.files.pop(src)
 
     @rule(src=st.sampled_from(PATHS), dst=st.sampled_from(PATHS))
+    def move(self, src: str, dst: str) -> None:
+        """move to where nothing is, which costs nothing but in another quota."""
+        if src not in self.files or dst in self.files or self.is_open(src):
+            return
+        content, account = self.files[src], self.account_of(dst)
+        crosses = content.account is not account
+        if crosses and account is not None and content.held and content.held > account.limit - self.charged_to(account):
+            with pytest.raises(MFSDirectoryQuotaError):
+                self.fs.move(src, dst)
+            return
+        self.fs.move(src, dst)
+        content.account = account
+        self.files[dst] = self.files.pop(src)
+
+    @rule(back=st.booleans())
+    def move_directory(self, back: bool) -> None:
+        """A directory with the files of the root moves into /d, and back: by copies, if there is a quota."""
+        outside = [path for path in self.files if not path.startswith("/d/")]
+        contents = [self.files[path] for path in outside]
+        if any(self.is_open(path) or self.files[path].views for path in outside):
+            return
+        self.fs.mkdir("/m")
+        for path in outside:
+            self.fs.rename(path, "/m" + path)
+        needed = sum(charge(len(content.data)) for content in contents)
+        if self.account is None:
+            self.fs.move("/m", "/d/m")
+            done = True
+        else:
+            done, _ = self.attempt(lambda: self.fs.move("/m", "/d/m"), needed, self.account)
+        if done:
+            self.fs.move("/d/m", "/m")
+        for path in outside:
+            self.fs.rename("/m" + path, path)
+        self.fs.rmtree("/m")
+
+    @rule(src=st.sampled_from(PATHS), dst=st.sampled_from(PATHS))
     def replace(self, src: str, dst: str) -> None:
         """replace, which takes the old content of dst away from it."""
         if src not in self.files or src == dst or self.is_open(src) or self.is_open(dst, writing=True):
+            return
+        if self.files[src].account is not self.account_of(dst):
+            with pytest.raises(OSError, match="quota counts there"):
+                self.fs.replace(src, dst)
             return
         self.fs.replace(src, dst)
         if dst in self.files:
@@ -320,6 +393,22 @@ class QuotaMachine(RuleBasedStateMachine):
             for path in inside:
                 self.unlink(path)
             self.fs.mkdir("/d")
+            self.account = None
+
+    @rule(limit=st.sampled_from([None, 0, 384, 5000, 20_000, 48_000]))
+    def set_quota(self, limit: int | None) -> None:
+        """set_quota of /d: given and taken while it is empty, changed at any time."""
+        if any(path.startswith("/d/") for path in self.files) and (self.account is None) != (limit is None):
+            with pytest.raises(OSError, match="Only an empty directory"):
+                self.fs.set_quota("/d", limit)
+            return
+        self.fs.set_quota("/d", limit)
+        if limit is None:
+            self.account = None
+        elif self.account is None:
+            self.account = Account(limit)
+        else:
+            self.account.limit = limit
 
     # --- views
 
@@ -357,6 +446,13 @@ class QuotaMachine(RuleBasedStateMachine):
         info: Any = self.fs.info()
         orphaned = info["orphaned"] if hasattr(info, "__getitem__") else info.orphaned
         assert orphaned == sum(content.held for content in self.contents if not content.linked)
+        accounts = {content.account for content in self.contents if content.alive and content.held} | {self.account}
+        expected = [
+            ("/d" if account is self.account else "", account.limit, self.charged_to(account))
+            for account in accounts
+            if account
+        ]
+        assert sorted((path or "", limit, used) for path, limit, used in info["directory_quotas"]) == sorted(expected)
         for path, content in self.files.items():
             assert self.fs.get_size(path) == len(content.data)
             if not self.is_open(path, writing=True):

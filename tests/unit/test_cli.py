@@ -585,6 +585,7 @@ def test_every_error_has_a_meaning() -> None:
     samples: dict[str, Any] = {
         "MFSVersionError": ("s", 2, 1),
         "MFSQuotaExceededError": (5000, 1000),
+        "MFSDirectoryQuotaError": ("/d", 5000, 1000),
         "MFSNodeLimitExceededError": (5, 5),
         "MFSViewError": (1, 2),
         "MFSLockTimeoutError": ("/f", True, ("a", "b")),

@@ -26,6 +26,7 @@ ALL = sorted(
 #: The built-in that each subclasses, and the errno it carries.
 BUILT_INS: dict[str, tuple[type[Exception], int | None]] = {
     "MFSQuotaExceededError": (OSError, errno.ENOSPC),
+    "MFSDirectoryQuotaError": (OSError, errno.EDQUOT),
     "MFSNoSpaceError": (OSError, errno.ENOSPC),
     "MFSLockTimeoutError": (BlockingIOError, None),
     "MFSDeadlockError": (BlockingIOError, None),

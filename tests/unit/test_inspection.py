@@ -588,6 +588,22 @@ def test_figures_of_a_large_index_are_bounded(furnished: Words, store_name: str)
     assert os.fstat(furnished.fd).st_blocks * 512 < 4 * MIB
 
 
+def test_quotas_of_directories(stores: Stores) -> None:
+    fs = MemoryFileSystem.create(stores.name(), max_quota=MIB)
+    stores.watch(fs)
+    for path in "/b", "/a":
+        fs.mkdir(path)
+        fs.set_quota(path, 1000)
+        fs.write_bytes(f"{path}/f", bytes(256))
+    view = fs.view("/b/f")
+    fs.rmtree("/b")
+    quota = seen(fs.name).quota
+    assert quota is not None
+    assert quota.directories == (snapshot.DirectoryQuota(None, 1000, 384), snapshot.DirectoryQuota("/a", 1000, 384))
+    del view
+    fs.close()
+
+
 # --- the document ----------------------------------------------------------------------------------------------------
 
 TYPES: dict[str, tuple[type, ...]] = {
@@ -645,6 +661,8 @@ def test_the_document_is_as_documented(furnished: Words, named: MemoryFileSystem
     first, second = SCHEMA.read_text(encoding="utf-8").split("## `dmemfs-shm list --json`")
     fields = documented(first)
     there = set()
+    named.mkdir("/limited")
+    named.set_quota("/limited", 1000)
     with named.open("/0"):
         for word, value in ((0, None), (USED, 1 << 60), (W_SLOTS, 0), (W_VERSION, 9), (W_STATE, 0)):
             if value is not None:
