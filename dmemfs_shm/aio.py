@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .paths import AnyPath
 
 THREADS = 16  # that do what never waits for a file
+_MAY_WAIT = frozenset(("write", "truncate"))  # for space
 
 _words: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
 
@@ -249,6 +250,8 @@ class AsyncMemoryFileHandle:
 
         if handle.closed or await self._fs._is_ended():  # there is nothing left to wait for, only something to raise
             return make()
+        if method in _MAY_WAIT and handle._space != 0.0:
+            return await self._fs._run_apart(make)
         return await self._fs._run(make, must_run=must_run)
 
     async def read(self, size: int | None = -1) -> bytes:
@@ -592,22 +595,28 @@ class AsyncMemoryFileSystem:
         *,
         allow_abandoned: bool = False,
         atomic: bool = False,
+        space_timeout: float | None = 0.0,
     ) -> AsyncMemoryFileHandle:
         """See `MemoryFileSystem.open`: ``async with await fs.open("/f", "wb") as file``."""
         sync = self._sync
         timeout = sync._timeout if lock_timeout is None else _check_timeout(lock_timeout)
 
         def make(seconds: float | None) -> MemoryFileHandle:
-            return sync.open(path, mode, preallocate, seconds, allow_abandoned=allow_abandoned, atomic=atomic)
+            options = {"allow_abandoned": allow_abandoned, "atomic": atomic, "space_timeout": space_timeout}
+            return sync.open(path, mode, preallocate, seconds, **options)  # type: ignore[arg-type]
 
+        if preallocate and space_timeout != 0.0:
+            return AsyncMemoryFileHandle(self, await self._run_apart(lambda: make(lock_timeout), _close))
         return AsyncMemoryFileHandle(self, await self._try(lambda: make(0.0), lambda: make(lock_timeout), timeout, _close))
 
     async def read_bytes(self, path: AnyPath) -> bytes:
         """See `MemoryFileSystem.read_bytes`."""
         return await self._do_or_wait("read_bytes", path)  # type: ignore[no-any-return]
 
-    async def write_bytes(self, path: AnyPath, data: Any) -> int:
+    async def write_bytes(self, path: AnyPath, data: Any, *, space_timeout: float | None = 0.0) -> int:
         """See `MemoryFileSystem.write_bytes`."""
+        if space_timeout != 0.0:
+            return await self._run_apart(lambda: self._sync.write_bytes(path, data, space_timeout=space_timeout))  # type: ignore[no-any-return]
         return await self._do_or_wait("write_bytes", path, data)  # type: ignore[no-any-return]
 
     def view(self, path: AnyPath, *, allow_abandoned: bool = False) -> Any:
@@ -695,6 +704,10 @@ class AsyncMemoryFileSystem:
     async def copy_tree(self, src: AnyPath, dst: AnyPath) -> None:
         """See `MemoryFileSystem.copy_tree`."""
         await self._do_or_wait("copy_tree", src, dst)
+
+    async def set_quota(self, path: AnyPath, limit: int | None) -> None:
+        """See `MemoryFileSystem.set_quota`."""
+        await self._do("set_quota", path, limit)
 
     # ---- looking
 

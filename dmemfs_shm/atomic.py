@@ -39,9 +39,10 @@ class AtomicFileHandle(MemoryFileHandle):
         target: Path,
         mode: str,
         timeout: float | None,
+        space_timeout: float | None = 0.0,
     ) -> None:
         """Take over a lock record that holds a draft. Do not call: `MemoryFileSystem.open` does."""
-        super().__init__(fs, store, node, held, target.text, mode)
+        super().__init__(fs, store, node, held, target.text, mode, space_timeout)
         self._target = target
         self._timeout = timeout
         self._in_block = False

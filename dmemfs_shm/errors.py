@@ -139,6 +139,8 @@ class MFSQuotaExceededError(MFSError, OSError):
 
     _fields: tuple[str, ...] = ("requested", "available")
     _errno = errno.ENOSPC
+    _hopeless = False  # it is more than the quota: no freeing by others helps
+    _account = 0  # the account of a directory's quota that it would be charged to, too
 
     def __init__(self, requested: int, available: int) -> None:
         self.requested, self.available = requested, available

@@ -79,6 +79,7 @@ from .store.lazy import load
 from .store.memory import available_bytes
 from .store.namespace import Entry, Fill, Found, Path
 from .store.segment import Segment
+from .store.space import until
 
 if TYPE_CHECKING:
     from .claims import Claim
@@ -400,11 +401,17 @@ class MemoryFileSystem:
         *,
         allow_abandoned: bool = False,
         atomic: bool = False,
+        space_timeout: float | None = 0.0,
     ) -> MemoryFileHandle:
         """Open a file in mode "rb", "wb", "ab", "r+b" or "xb", and lock it until it is closed.
 
         preallocate: bytes that the file has at least from now on, zero-filled and charged. lock_timeout: seconds for the
         lock; None is the object's default, 0.0 tries once. allow_abandoned: also a file whose writer died.
+        space_timeout: seconds that each write of the handle that the quota refuses (and *preallocate*, and truncate) waits
+        for others to free space, the file's lock held: 0.0 not at all, None for ever. Those who wait are served in order,
+        and passed by writes that fit without waiting. One that was stopped for a second, or is dead, holds up nobody; what
+        is more than the quota is refused at once. Memory (MFSNoSpaceError) is not waited for. (Whoever writes a file in pieces
+        keeps what he has while he waits; several may then wait for each other. *preallocate* and `write_bytes` do not.)
 
         atomic ("wb" and "xb"): nobody sees the file until it is closed in order, which puts it in the place of the one that
         is there, at once for everybody; else it is dropped. See `atomic`: in a `with` it is the end of the block that
@@ -420,8 +427,10 @@ class MemoryFileSystem:
             preallocate = operator.index(preallocate)
         if preallocate > 0 and mode == "rb":
             raise io.UnsupportedOperation("preallocate needs a mode that writes")
+        if space_timeout is not None and space_timeout != 0.0:
+            _check_timeout(space_timeout)
         if atomic:
-            return self._open_atomic(path, mode, preallocate, lock_timeout)
+            return self._open_atomic(path, mode, preallocate, lock_timeout, space_timeout)
         store = self._store or self._attached()
         if store.dropped:
             store.work_off()
@@ -436,7 +445,7 @@ class MemoryFileSystem:
                 found, created = self._open_slowly(store, path, mode, record, kind, timeout)
             if not created and (mode == "wb" or store.w[rw.nodes_at + found[0] * NODE_WORDS] & LOCK_ABANDONED):
                 self._begin(store, found, path, mode, allow_abandoned)
-            handle = MemoryFileHandle(self, store, found[0], held, os.fspath(path), mode)
+            handle = MemoryFileHandle(self, store, found[0], held, os.fspath(path), mode, space_timeout)
             self._handles[record] = weakref.ref(handle)
         except BaseException:
             if held and store.state == STATE_READY:
@@ -450,7 +459,9 @@ class MemoryFileSystem:
                 raise
         return handle
 
-    def _open_atomic(self, path: AnyPath, mode: str, preallocate: int, lock_timeout: float | None) -> MemoryFileHandle:
+    def _open_atomic(
+        self, path: AnyPath, mode: str, preallocate: int, lock_timeout: float | None, space_timeout: float | None
+    ) -> MemoryFileHandle:
         if mode not in ("wb", "xb"):
             raise ValueError(f"atomic=True needs mode 'wb' or 'xb', not '{mode}'")
         store = self._attached()
@@ -463,7 +474,7 @@ class MemoryFileSystem:
             record = held[0].word
             node = store.names.draft(target, record, timeout, exclusive=mode == "xb")
             handle: MemoryFileHandle = load("dmemfs_shm.atomic").AtomicFileHandle(
-                self, store, node, held, target, mode, timeout
+                self, store, node, held, target, mode, timeout, space_timeout
             )
             self._handles[record] = weakref.ref(handle)
         except BaseException:
@@ -534,18 +545,19 @@ class MemoryFileSystem:
         with self.open(path) as handle:
             return handle.read()
 
-    def write_bytes(self, path: AnyPath, data: Any) -> int:
+    def write_bytes(self, path: AnyPath, data: Any, *, space_timeout: float | None = 0.0) -> int:
         """Make *data* the content of the file, at once for everybody: others see the old content or the new one.
 
         Readers and views of the old content keep it. Both are charged for a moment. A writer is waited for
-        (MFSLockTimeoutError). Returns the size.
+        (MFSLockTimeoutError). Returns the size. space_timeout: as for `open`.
         """
         store = self._store or self._attached()
         source = data if type(data) is bytes else bytes_of(data)
         size = len(source)
         self._guard.check_before_write(size)
 
-        store.names.put(parse(path), size, _filler(source, size), self._timeout, replace=True)
+        wait_until = 0.0 if space_timeout == 0.0 else until(_check_timeout(space_timeout))
+        store.names.put(parse(path), size, _filler(source, size), self._timeout, replace=True, until=wait_until)
         return size
 
     def import_tree(self, tree: Mapping[str, Any] | Mapping[os.PathLike[str], Any]) -> None:

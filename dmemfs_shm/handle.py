@@ -38,6 +38,7 @@ from .store.layout import (
     WORD,
     WORD_MAX,
 )
+from .store.space import until
 
 if TYPE_CHECKING:
     from .filesystem import MemoryFileSystem
@@ -71,6 +72,7 @@ class MemoryFileHandle(io.RawIOBase):
         "_readable",
         "_record",
         "_size",
+        "_space",
         "_store",
         "_view",
         "_w",
@@ -80,7 +82,16 @@ class MemoryFileHandle(io.RawIOBase):
     _pieces: list[Piece] | None
     _lent: list[weakref.ref[memoryview]]
 
-    def __init__(self, fs: MemoryFileSystem, store: Attachment, node: int, held: list[Lease], path: str, mode: str) -> None:
+    def __init__(
+        self,
+        fs: MemoryFileSystem,
+        store: Attachment,
+        node: int,
+        held: list[Lease],
+        path: str,
+        mode: str,
+        space_timeout: float | None = 0.0,
+    ) -> None:
         """Take over a lock record that is held, its lease in a list; or (none) read under a lock that somebody else looks
         after. Do not call: `MemoryFileSystem.open` does."""
         self._fs = fs
@@ -93,6 +104,7 @@ class MemoryFileHandle(io.RawIOBase):
         self._record = held[0].word if held else 0
         self._path = path
         self._mode = mode
+        self._space = space_timeout
         self._pos = 0
         self._lent = _NOTHING_LENT  # until something is lent
         self._closed = True  # until all of this has worked: the record is still the caller's
@@ -278,7 +290,8 @@ class MemoryFileHandle(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Store *data* (any C-contiguous buffer) at the position, in "ab" at the end; returns its size in bytes.
 
-        A gap before the position is filled with zeros. MFSQuotaExceededError or MFSNoSpaceError before a byte changes;
+        A gap before the position is filled with zeros. MFSQuotaExceededError (after ``space_timeout`` of `open`) or
+        MFSNoSpaceError before a byte changes;
         TypeError for str; io.UnsupportedOperation in "rb".
         """
         if self._closed or not self._writable or self._store.forked or self._w[W_STATE] != STATE_READY:
@@ -321,12 +334,12 @@ class MemoryFileHandle(io.RawIOBase):
     def _make_room(self, size: int, keep: int) -> None:
         """Blocks of our own for *size* bytes, the first *keep* of which stay."""
         self.check_lent()
-        store, timeout = self._store, self._fs._timeout
+        store, timeout, wait_until = self._store, self._fs._timeout, until(self._space) if self._space != 0.0 else 0.0
         store.work_off()  # a view that is gone may not have given its pin back yet
         self._forget()
         if self._w[self._at + N_PIN] & LOW32:
-            store.names.unshare(self._node, keep, size, timeout)
-        store.names.grow(self._node, size, timeout)
+            store.names.unshare(self._node, keep, size, timeout, wait_until)
+        store.names.grow(self._node, size, timeout, wait_until)
         self._locate()
 
     def _mark_dirty(self) -> None:

@@ -98,7 +98,9 @@ class Accounts:
         if more > free:
             directory = plan[at + Q_DIRECTORY]
             path = self.tree.path(directory) if directory else "(removed)"
-            raise MFSDirectoryQuotaError(path, requested=more, available=free)
+            error = MFSDirectoryQuotaError(path, requested=more, available=free)
+            error._account, error._hopeless = account, whole > plan[at + Q_LIMIT]
+            raise error
 
     def book(self, section: Section, account: int, more: int) -> None:
         """Charge so much more, or less, to an account."""
@@ -132,6 +134,7 @@ class Accounts:
 
     def set_limit(self, section: Section, account: int, limit: int) -> None:
         section.plan[self.content.at(account) + Q_LIMIT] = limit
+        section.frees = True
 
     def part(self, section: Section, directory: int) -> None:
         """Take the quota of a directory that is empty, or goes, from it; silent if it has none of its own."""

@@ -129,6 +129,7 @@ from .recovery import Recovery, missing_spares, provide_spares, require_membarri
 from .rwlock import FileLocks
 from .section import Section, Sections
 from .semaphores import create_semaphore, post_semaphore, unlink_semaphore
+from .space import Space
 from .tree import NeedNodes, Tree
 
 T = TypeVar("T")
@@ -232,6 +233,7 @@ class Attachment:
         self.names = Namespace(self)
         self.grafts = Grafts(self)
         self.publications = Publications(self)
+        self.space = Space(self)
         self.wants_buckets = False
         self._life: segment.Anchor | None = None  # counts us among the users of a private store
 
@@ -408,9 +410,14 @@ class Attachment:
         self._close()
 
     def _holds_anything(self) -> bool:
-        """Whether anything in the store is still ours: a lock, a pin, a half copy, a wish to know what is published."""
+        """Whether anything in the store is still ours: a lock, a pin, a half copy, a wish to know, a place in a queue."""
         w, at = self.w, self.layout.slot_at(self.slot)
-        if w[at + S_INTENT] or w[at + S_WATCHES] or any(w[pin] for pin in self.content.leases.words()):
+        if (
+            w[at + S_INTENT]
+            or w[at + S_WATCHES]
+            or self.space.queued(self.slot)
+            or any(w[pin] for pin in self.content.leases.words())
+        ):
             return True
         return any(w[record] & REC_STATE for record in self.rw.leases.words())
 

@@ -11,6 +11,7 @@
     blocks      every page is used by one run, or in one slab, or free, never two; lists, bitmaps and breaks agree
     quota       USED, ORPHANED, CHARGED, FILES, DIRS are the sums
     accounts    each directory quota has what is charged to it; each entry belongs to what its directory belongs to
+    queue       those who wait for space, each once, and all that say so
     pins        the count of each pin node against the pin records
     watching    a bit for each slot that wants to know what is published, and no other; no sleeper where no parking semaphore is
 
@@ -107,6 +108,8 @@ from .layout import (
     SLAB_CLASSES,
     SLAB_HEADS,
     SLAB_MAP,
+    SPACE_LAST,
+    SW_LINKS,
     TRASH,
     UNIT,
     UNITS_PER_PAGE,
@@ -144,6 +147,7 @@ def findings(store: Attachment) -> list[str]:
         checker.mutexes,
         checker.locks,
         checker.participants,
+        checker.queue,
         checker.names,
         checker.without_names,
         checker.accounts,
@@ -235,6 +239,7 @@ class _Checker:
             self.expect(clean <= next_epoch(epoch), f"slot {slot} has epoch {epoch} and is said to be clean below {clean}")
             held = sum(self.w[record] & REC_STATE != FREE for record in self.store.rw.records(slot))
             held += len(self._pins_of(slot)) + bool(self.w[at + S_INTENT]) + bool(self.w[at + S_WATCHES])
+            held += len(self.store.space.queued(slot))
             self.expect(clean <= epoch or not held, f"slot {slot} is said to be clean, and {held} things are held there")
 
     def watching(self) -> None:
@@ -249,6 +254,23 @@ class _Checker:
             self.expect(sleepers < 1 << PARKS, f"slot {slot} has sleepers {sleepers:#x}")
             self.expect(ring in (0, RING_WORDS), f"the ring of slot {slot} has {ring} words")
         self.expect(self.w[WATCHED] == wanted, f"watched by {self.w[WATCHED]:#x}, found {wanted:#x}")
+
+    def queue(self) -> None:
+        """Those who wait for space."""
+        waiting = {
+            record
+            for slot in range(self.store.layout.slots)
+            if self.store.participants.has_memory(slot)
+            for record in self.store.space.queued(slot)
+        }
+        chain, before = [], 0
+        for record in self.store.space.queue():
+            self.expect(self.w[record + SW_LINKS] >> 32 == before, f"the queue for space is broken at word {record}")
+            chain.append(record)
+            before = record
+        same = set(chain) == waiting and len(chain) == len(waiting)
+        self.expect(same, f"queue for space {chain}, waiting {sorted(waiting)}")
+        self.expect(self.w[SPACE_LAST] == before, f"the queue for space ends with {before}, not {self.w[SPACE_LAST]}")
 
     def _lock_word(self, node: int, records: list[tuple[int, int]]) -> None:
         lock = self.w[self.at(node)]

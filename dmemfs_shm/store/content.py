@@ -115,20 +115,23 @@ class Content:
         """Set a node's capacity and charge the difference. MFSQuotaExceededError before anything is planned."""
         plan = section.plan
         had = plan[at + N_CAPACITY]
+        used = plan[USED]
         account = plan[at + N_PIN] >> 32
         more = capacity - had
         if not had and capacity:
             more += self.file_charge
         elif had and not capacity:
             more -= self.file_charge
-        if more > 0:
+        if more > 0 and (account or used + more > self.quota_bytes):
             self._require(plan, account, more, self.charged(capacity))
         plan[at + N_CAPACITY] = capacity
-        plan[USED] = plan[USED] + more
+        plan[USED] = used + more
         if bool(had) != bool(capacity):
             plan[CHARGED] = plan[CHARGED] + (1 if capacity else -1)
         if account:
             self.accounts.book(section, account, more)
+        if more < 0:
+            section.frees = True
 
     def assign(self, section: Section, at: int, account: int) -> None:
         """Book what a node is charged on another account, 0 for none. MFSDirectoryQuotaError before anything is planned."""
@@ -143,6 +146,7 @@ class Content:
             self.accounts.book(section, account, charge)
         if before:
             self.accounts.book(section, before, -charge)
+            section.frees = True
 
     def require(self, plan: Plan, at: int, capacity: int) -> None:
         """MFSQuotaExceededError unless content of that capacity can be charged beside all that is, to that node's account."""
@@ -159,7 +163,9 @@ class Content:
             self.accounts.require(plan, account, more, whole)
         free = self.quota_bytes - plan[USED]
         if more > free:
-            raise MFSQuotaExceededError(requested=more, available=free)
+            error = MFSQuotaExceededError(requested=more, available=free)
+            error._account, error._hopeless = account, whole > self.quota_bytes
+            raise error
 
     def _charge_nameless(self, section: Section, at: int, capacity: int) -> None:
         """`charge`, of a file that may have no name: what no name leads to is counted."""

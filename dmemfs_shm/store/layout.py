@@ -103,6 +103,8 @@ SLOTS_BACKED: Final = STORE + 43  # slots from here on were never used and have 
 DRAFTS: Final = STORE + 44  # first file that is being written and has no name yet; a ring through N_SIBLINGS
 DRAFTED: Final = STORE + 45  # how much of FILES 32, of DIRS 32 bits is being prepared, or was and is in the trash
 QUOTAS: Final = STORE + 48  # first account of a directory's quota; a ring through N_SIBLINGS
+SPACE_FIRST: Final = STORE + 49  # first record of those who wait for space (its word), chained by SW_LINKS; 0: nobody waits
+SPACE_LAST: Final = STORE + 50
 RUN_HEADS: Final = STORE + 64  # free runs by floor(log2(pages))
 RUN_CLASSES: Final = 32
 SLAB_HEADS: Final = STORE + 96  # slab pages by the longest run of free slots, 1..15
@@ -154,6 +156,12 @@ S_PUBLISHED: Final = 38  # entries that were ever put into the ring; plain, neve
 S_RING: Final = 39  # words of the ring that have memory; plain, grows only
 S_COMMAND: Final = 48  # 16 words: the command line, UTF-8, zero padded
 S_COMMAND_BYTES: Final = 128
+S_SPACE: Final = 64  # who waits for space: SW_WORDS for each parking semaphore, in transactions of m[0]
+SW_WORDS: Final = 4
+SW_LINKS: Final = 0  # previous 32, next 32 bits: words of records
+SW_BYTES: Final = 1  # bytes that are waited for; 0: not in the queue
+SW_ACCOUNT: Final = 2  # on which account, 0 for none but the store's quota
+SW_SEEN: Final = 3  # when the owner was last seen, monotonic ns; plain
 SLOT_HEAD_WORDS: Final = PAGE_WORDS
 NO_CLAIM: Final = (1 << 64) - 1
 
@@ -367,7 +375,8 @@ def _check() -> None:
         assert start + size <= following, (start, size, following)
     assert W_IDENTITY_END <= PAGE_WORDS and STORE_END <= STORE + PAGE_WORDS
     assert MUTEXES * GENERATION_STRIDE <= PAGE_WORDS and MUTEXES * JOURNAL_WORDS <= 33 * PAGE_WORDS
-    assert S_CLAIM + MUTEXES <= S_WATCHES < S_RING < S_COMMAND and S_COMMAND * WORD + S_COMMAND_BYTES <= PAGE
+    assert S_CLAIM + MUTEXES <= S_WATCHES < S_RING < S_COMMAND and S_COMMAND * WORD + S_COMMAND_BYTES <= S_SPACE * WORD
+    assert S_SPACE + PARKS * SW_WORDS <= SLOT_HEAD_WORDS
     assert SLOT_WORDS % PAGE_WORDS == 0 and RECORDS_AT % PAGE_WORDS == 0 and PINS_AT % PAGE_WORDS == 0
     assert SLOTS_MAX * RECORDS <= REC_NEXT_MASK and LOCK_TAIL_SHIFT + 21 == 64
     assert N_TEXT * WORD + TEXT_BYTES == NODE_WORDS * WORD and X_RUNS > N_NAME

@@ -90,6 +90,7 @@ from .layout import (
     REC_WRITER,
     ROOT,
     S_PINS,
+    SPACE_FIRST,
     STAMP_MASK,
     STATE_READY,
     TEXT_BYTES,
@@ -430,30 +431,42 @@ class Namespace:
 
     # ---- content with a name, at once
 
-    def put(self, path: Path, size: int, fill: Fill, timeout: float | None, *, replace: bool, content: int = 1) -> None:
+    def put(
+        self, path: Path, size: int, fill: Fill, timeout: float | None, *, replace: bool, content: int = 1, until: float = 0.0
+    ) -> None:
         """A complete file of *size* bytes at the path: new, or (*replace*) instead of the one there.
 
         ``fill(segment, offset)`` stores the bytes; it must not raise for avoidable reasons and may be called twice.
-        FileExistsError unless *replace*; a file there that is open for writing is waited for.
+        FileExistsError unless *replace*; a file there that is open for writing is waited for. until: see `space`.
         """
         if not path.parts:
             raise IsADirectoryError(f"Is a directory: '{path.text}'")
         if size <= COPIED_IN_SECTION_MOST:
-            self._put_with(path, size, fill, None, timeout, replace=replace, content=content)
+            self._put_with(path, size, fill, None, timeout, until, replace=replace, content=content)
             return
         held = [self.content.lease_pin()]
         pin = held[0].word
         try:
-            self.stash(pin, size, fill, lambda: self.account_in(self.parent_of(path)), timeout)
-            self._put_with(path, size, None, pin, timeout, replace=replace, content=content)
+            self.stash(pin, size, fill, lambda: self.account_in(self.parent_of(path)), timeout, until)
+            self._put_with(path, size, None, pin, timeout, until, replace=replace, content=content)
         finally:
             self.give_back_pin(held.pop())
 
     def stash(
-        self, pin: int, size: int, fill: Fill, account: Callable[[], int], timeout: float | None, *, charged: bool = True
+        self,
+        pin: int,
+        size: int,
+        fill: Fill,
+        account: Callable[[], int],
+        timeout: float | None,
+        until: float = 0.0,
+        *,
+        charged: bool = True,
     ) -> None:
         """Blocks for *size* bytes, filled, held by the pin record, and charged to what ``account()`` says inside m[0]."""
-        node = self.store.transact(lambda section: self.content.stash(section, pin, size, account(), charged=charged), timeout)
+        node = self.store.space.transact(
+            lambda section: self.content.stash(section, pin, size, account(), charged=charged), timeout, until
+        )
         run = self.w[self.at(node) + N_RUN]
         if run:
             fill(*self.store.arenas.locate(run))
@@ -478,14 +491,26 @@ class Namespace:
             leases.free.append(lease)
 
     def _put_with(
-        self, path: Path, size: int, fill: Fill | None, pin: int | None, timeout: float | None, *, replace: bool, content: int
+        self,
+        path: Path,
+        size: int,
+        fill: Fill | None,
+        pin: int | None,
+        timeout: float | None,
+        until: float,
+        *,
+        replace: bool,
+        content: int,
     ) -> None:
         done = [0]
 
         def step(section: Section) -> int:
             return self._put_step(section, path, size, fill, pin, done, replace=replace, content=content)
 
-        self._behind_writers(path, self.store.transact, step, done, timeout)
+        def run(step: Callable[[Section], int], rest: float | None) -> int:
+            return self.store.space.transact(step, rest, until)
+
+        self._behind_writers(path, run, step, done, timeout)
 
     def _behind_writers(
         self,
@@ -1139,12 +1164,12 @@ class Namespace:
         while self.store.transact(step, timeout):
             pass
 
-    def grow(self, node: int, size: int, timeout: float | None) -> None:
+    def grow(self, node: int, size: int, timeout: float | None, until: float) -> None:
         """Blocks for *size* bytes. REQUIRES the exclusive lock."""
         at = self.at(node)
-        self.store.transact(lambda section: self.content.grow(section, at, size), timeout)
+        self.store.space.transact(lambda section: self.content.grow(section, at, size), timeout, until)
 
-    def unshare(self, node: int, keep: int, size: int, timeout: float | None) -> None:
+    def unshare(self, node: int, keep: int, size: int, timeout: float | None, until: float = 0.0) -> None:
         """Before a pinned file is changed: fresh blocks for *size* bytes with its first *keep*; the views keep the old.
 
         REQUIRES the exclusive lock. With nothing to keep the file is left without blocks. The file's size becomes *keep*
@@ -1162,7 +1187,7 @@ class Namespace:
             def fill(target: Segment, offset: int) -> None:
                 self.store.arenas.copy_out(runs, keep, target, offset)
 
-            self.stash(pin, size, fill, lambda: self.w[at + N_PIN] >> 32, timeout)
+            self.stash(pin, size, fill, lambda: self.w[at + N_PIN] >> 32, timeout, until)
 
             def swap(section: Section) -> None:
                 self.content.release_for_stash(section, node)
@@ -1247,6 +1272,8 @@ class Namespace:
             self.drain_pinned()
         if self.w[TRASH]:
             self.drain_trash()
+        if self.w[SPACE_FIRST]:
+            self.store.space.drain()
 
     def drain_trash(self) -> None:
         while self.store.transact(self._empty_trash, self.store.patience):
@@ -1349,6 +1376,7 @@ class Namespace:
             self.store.grafts.abandon(section, at)
             self.store.publications.forget(section, slot)
             section.commit()
+            self.store.space.leave_all(section, slot)
             freed = 0
             backed = min(self.w[at + S_PINS], PINS)
             for pin in range(at + PINS_AT, at + PINS_AT + backed * PIN_WORDS, PIN_WORDS):

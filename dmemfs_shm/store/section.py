@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import raise_if_damage
 from .journal import Plan, Words, commit
-from .layout import INODE_MUTEXES, INTENT, N_SEQ, NAMESPACE, NODE_WORDS, TREE_SEQ
+from .layout import INODE_MUTEXES, INTENT, N_SEQ, NAMESPACE, NODE_WORDS, SPACE_FIRST, TREE_SEQ
 from .mutex import Mutex, Thread
 
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ T = TypeVar("T")
 class Section:
     """One visit to m[0]: the plan, and the node mutexes entered beside it."""
 
-    __slots__ = ("_even", "_inner", "_names", "_sections", "plan", "thread", "timeout", "w")
+    __slots__ = ("_even", "_inner", "_names", "_sections", "frees", "plan", "thread", "timeout", "w")
 
     def __init__(self, sections: Sections, thread: Thread, timeout: float | None) -> None:
         self._sections = sections
         self._inner: list[Mutex] = []
         self._even: list[int] = []
         self._names = False
+        self.frees = False  # the plan gives back what somebody may wait for (see `space`)
         self.thread = thread
         self.timeout = timeout
         self.w: Words = sections.w
@@ -148,8 +149,8 @@ class Sections:
             result = step(section)
             section.commit()
             section.leave_nodes()
+            woken = self.store.space.ready() if section.frees and w[SPACE_FIRST] else None
             mutex.release(thread)
-            return result
         except BaseException:
             try:
                 section.abandon()
@@ -158,6 +159,9 @@ class Sections:
                 raise
             raise_if_damage()
             raise
+        if woken:
+            self.store.space.wake(woken)
+        return result
 
     def _settle_namespace(self, section: Section) -> None:
         """A directory operation died, and its journal is rolled back by now; or an import was committed, and is brought to

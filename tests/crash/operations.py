@@ -19,7 +19,14 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from dmemfs_shm import MemoryFileSystem, MFSAbandonedFileError, MFSDirectoryQuotaError, MFSTimeoutError, snapshot
+from dmemfs_shm import (
+    MemoryFileSystem,
+    MFSAbandonedFileError,
+    MFSDirectoryQuotaError,
+    MFSQuotaExceededError,
+    MFSTimeoutError,
+    snapshot,
+)
 from dmemfs_shm.filesystem import _read_unlocked
 from dmemfs_shm.frames import FrameWriter
 from dmemfs_shm.paths import parse
@@ -34,7 +41,7 @@ KIB = 1 << 10
 QUOTA = 2 << 20
 BIG = 100 * KIB  # more than is copied inside a section
 
-GUESTS = ("come", "go")  # what the company makes and takes away again
+GUESTS = ("come", "go", "waiting")  # what the company makes and takes away again
 
 State = dict[str, Any]
 
@@ -55,6 +62,7 @@ class Case:
         self.fs = fs
         self.before: State = {}
         self.views: list[tuple[Any, bytes]] = []
+        self.room: list[Any] = []  # views of what is gone, which take space
         self.findings: list[str] = []
         self.messages: list[str] = []
         self.seen: set[tuple[str, bytes]] = set()
@@ -93,6 +101,28 @@ class Case:
         """The word of the pin that ends with a view."""
         notes = self.fs._store.content.leases._known
         return next(word for word, note in notes.items() if note() is view._bytes)
+
+    def fill_up(self) -> None:
+        """Leave less room than a large file takes: the peer looks at a file that is gone."""
+        fs = self.fs
+        fs.write_bytes("/room", bytes(fs.stats()["free_bytes"] - BIG // 2))
+        self.room.append(fs.view("/room"))
+        fs.remove("/room")
+
+    def make_room(self) -> None:
+        """The peer does not look at it any more."""
+        del self.room[:]
+        self.fs.stats()
+
+    def producer_waits(self) -> None:
+        """A thread of the peer waits for space, for a moment."""
+        self.tasks.append(Task(self._produce))
+        until(lambda: bool(list(self.fs._store.space.queue())) or self.tasks[-1].done, "the thread waits for space")
+
+    def _produce(self) -> None:
+        with contextlib.suppress(MFSQuotaExceededError):
+            self.fs.write_bytes("/waiting", LARGE, space_timeout=DEADLINE_S)
+            self.fs.remove("/waiting")
 
     def leave_a_dead_one(self) -> None:
         """A participant died with a view of replaced content, a file that lost its name, a half copy and a writer."""
@@ -204,6 +234,8 @@ class Case:
     def part(self) -> None:
         """The company leaves; each of them has come to its end."""
         self.over.set()
+        if self.room:
+            self.make_room()
         while self.tasks:
             self.tasks.pop().result()
 
@@ -397,6 +429,16 @@ def looking_at(case: Case, *paths: str) -> None:
     for path in paths:
         view = case.fs.view(path)
         case.views.append((view, bytes(view)))
+
+
+def room_when_waiting(fs: MemoryFileSystem, fault: Fault) -> None:
+    fault.ask("fill_up")
+    fault.waits = lambda: fault.ask("make_room")
+
+
+def others_wait(fs: MemoryFileSystem, fault: Fault) -> None:
+    fault.ask("fill_up")
+    fault.ask("producer_waits")
 
 
 def refused(path: str, data: bytes) -> Callable[..., None]:
@@ -737,6 +779,14 @@ OPERATIONS: dict[str, Operation] = {
     "quota-move-viewed-file": Operation(call("move", "/q/large", "/p/large"), (), lambda case: looking_at(case, "/q/large")),
     "quota-move-directory": Operation(call("move", "/q/sub", "/p/sub"), (), with_quotas),
     "quota-copy-tree": Operation(call("copy_tree", "/d", "/q/copied"), (), with_quotas),
+    "space-write": Operation(write("/d/small", "ab", LARGE, space_timeout=DEADLINE_S), ("/d/small",), ready=room_when_waiting),
+    "space-write-bytes-small": Operation(
+        lambda fs, _: fs.write_bytes("/d/x", content(60 * KIB), space_timeout=DEADLINE_S), ready=room_when_waiting
+    ),
+    "space-write-bytes-large": Operation(
+        lambda fs, _: fs.write_bytes("/large", LARGE, space_timeout=DEADLINE_S), ready=room_when_waiting
+    ),
+    "space-free-for-others": Operation(call("remove", "/large"), ready=others_wait),
     "close-last-reader-of-replaced": Operation(lambda _fs, _, handle: handle.close(), (), ready=reader_of("/d/small")),
     "attach": Operation(join, joins=True),
     "close": Operation(lambda fs, _: fs.close()),

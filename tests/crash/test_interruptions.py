@@ -51,7 +51,9 @@ COSTLY = (
 )
 #: Others take over what the operation gives back: there it is not for the peer to find nothing held.
 CONTENDED = tuple(name for name in OPERATIONS if "hand-over" in name or "hands-over" in name)
-REPEATED = tuple(name for name in OPERATIONS if name not in (*COSTLY, *CONTENDED))
+#: Somebody makes room for them, or waits for what they free, once: see tests/unit/test_space.py for their interruptions.
+WAITING_FOR_SPACE = tuple(name for name in OPERATIONS if name.startswith("space-"))
+REPEATED = tuple(name for name in OPERATIONS if name not in (*COSTLY, *CONTENDED, *WAITING_FOR_SPACE))
 
 
 class Judge(Case):
