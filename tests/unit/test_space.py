@@ -25,7 +25,7 @@ from dmemfs_shm import (
 )
 from dmemfs_shm.store import space
 from dmemfs_shm.store.identity import is_stopped
-from dmemfs_shm.store.layout import SPACE_LAST
+from dmemfs_shm.store.layout import SPACE_LAST, SW_SEEN
 
 from ..conftest import Stores
 from ..crash.harness import sections_of
@@ -64,6 +64,14 @@ def waits(fs: MemoryFileSystem, function: Callable[[], Any]) -> Task:
     until(lambda: len(store.space.queued(store.slot)) > before or task.done, "the thread waits for space")
     assert not task.done
     return task
+
+
+def all_look(fs: MemoryFileSystem) -> None:
+    """Until everybody in the queue has looked whether he may go, by himself."""
+    store: Any = fs._store
+    for _ in range(2):  # the first look may have begun before
+        seen = {record: store.w[record + SW_SEEN] for record in store.space.queue()}
+        until(lambda seen=seen: all(store.w[record + SW_SEEN] != then for record, then in seen.items()), "all look")  # type: ignore[misc]
 
 
 def refused(fs: MemoryFileSystem, error: type[Exception], space_timeout: float | None) -> None:
@@ -284,6 +292,7 @@ def test_a_small_one_does_not_overtake_a_large_one_that_waits(fs: MemoryFileSyst
     large = waits(fs, lambda: fs.write_bytes("/large", bytes(LARGE), space_timeout=None))
     small = waits(fs, lambda: fs.write_bytes("/small", bytes(50 * KIB), space_timeout=None))
     fs.remove("/a")  # enough for the small one
+    all_look(fs)
     assert waiting(fs) == 2
     fs.write_bytes("/passes", bytes(20 * KIB))  # it does not wait, and fits
     assert waiting(fs) == 2
