@@ -663,6 +663,36 @@ def test_a_claim_that_nobody_takes_is_given_back(
     run(main())
 
 
+def test_waits_for_space(make: Callable[..., AsyncMemoryFileSystem]) -> None:
+    """Writes of several tasks wait for space, in threads of their own, and one that is cancelled waits no more."""
+
+    async def main() -> None:
+        async with make() as fs:
+            await fs.mkdir("/q")
+            await fs.set_quota("/q", 20_000)
+            await fs.write_bytes("/q/full", bytes(15_000))
+            queued = fs.sync._attached().space.queue
+            cancelled = asyncio.create_task(fs.write_bytes("/q/c", bytes(9000), space_timeout=None))
+            await until(lambda: len(list(queued())) == 1, "it waits")
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            await until(lambda: not list(queued()), "it does not wait any more")
+            file = await fs.open("/q/f", "wb", space_timeout=None)
+            waiting = [
+                asyncio.create_task(file.write(bytes(7000))),
+                asyncio.create_task(fs.write_bytes("/q/b", bytes(5000), space_timeout=None)),
+            ]
+            await until(lambda: len(list(queued())) == 2, "they wait")
+            await fs.remove("/q/full")
+            assert await asyncio.gather(*waiting) == [7000, 5000]
+            await file.close()
+            with pytest.raises(TypeError):
+                await fs.write_bytes("/q/n", b"", space_timeout="soon")
+
+    run(main())
+
+
 def test_a_snapshot_goes_into_another(make: Callable[..., AsyncMemoryFileSystem]) -> None:
     async def main() -> None:
         async with make() as fs, make() as other:
