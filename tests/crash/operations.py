@@ -285,8 +285,12 @@ def look(fs: MemoryFileSystem) -> State:
             except MFSAbandonedFileError:
                 with fs.open(path, allow_abandoned=True) as handle:
                     found[path] = Abandoned(handle.read())
-    found.update({f"{quota.path} (quota)": Limit(quota.limit) for quota in fs.info()["directory_quotas"] if quota.path})
-    return found
+    return found | quotas_in(fs)
+
+
+def quotas_in(fs: MemoryFileSystem) -> State:
+    """The quotas of directories, as `look` has them."""
+    return {f"{quota.path} (quota)": Limit(quota.limit) for quota in fs.info()["directory_quotas"] if quota.path}
 
 
 def take_stock(fs: MemoryFileSystem) -> tuple[State, list[str]]:

@@ -60,6 +60,7 @@ from .operations import (
     files_in,
     killed_in,
     look,
+    quotas_in,
     setup_of,
     write,
 )
@@ -193,7 +194,7 @@ def glance(fs: MemoryFileSystem) -> State:
                     found[path] = handle.read()
             except MFSLockTimeoutError:
                 found[path] = LOCKED
-    return found
+    return found | quotas_in(fs)
 
 
 def pass_through(store: Attachment) -> None:
