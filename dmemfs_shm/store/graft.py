@@ -59,6 +59,7 @@ from .layout import (
     ROOT,
     S_DRAFTED,
     S_INTENT,
+    TRASH,
     UNIT,
     WATCHED,
     WORD,
@@ -401,9 +402,13 @@ class Grafts:
 
         try:
             self._prepare(work)
+            self.names.drain_trash()
         except MFSLockTimeoutError as error:
             raise MFSFileOpenError(error.path, error.holders) from None
-        self.names.drain_trash()
+        except BaseException:
+            if self.w[TRASH]:  # perhaps ours: the next operation sees to it
+                self.store.dropped.append(None)
+            raise
 
     def _begin_move(self, section: Section, src: Path, dst: Path) -> tuple[Found, int]:
         source = self._source_of_copy(src, dst)

@@ -17,11 +17,16 @@ start of a function, after a call of C, and instead of one that waits.
 from __future__ import annotations
 
 import dis
+import itertools
 import sys
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
+#: What an `except` begins with.
+BEGINNINGS = frozenset(
+    ("PUSH_EXC_INFO", "LOAD_GLOBAL", "CHECK_EXC_MATCH", "POP_JUMP_FORWARD_IF_FALSE", "POP_TOP", "STORE_FAST")
+)
 #: Modules of C whose calls end with a KeyboardInterrupt of their own accord.
 WAITING = frozenset(("fcntl", "posix", "posix_ipc", "time"))
 
@@ -93,12 +98,19 @@ def _unreachable(code: CodeType) -> frozenset[int]:
         some = list(dis.get_instructions(code))
         found = {i.offset for i in some if i.opname == "NOP"}
         for start in range(len(some)):
+            if some[start].opname == "PUSH_EXC_INFO":
+                found.update(i.offset for i in itertools.takewhile(_begins_handler, some[start:]))
             end = _end_of_with(some, start)
             found.update(i.offset for i in some[start:end])
             if end and some[start - 1].opname == "SWAP":  # what the body returns
                 found.add(some[start - 1].offset)
         known = _known[code] = frozenset(found)
     return known
+
+
+def _begins_handler(one: dis.Instruction) -> bool:
+    """What an `except` does before its body. The interpreter looks for signals after calls and at jumps back: not there."""
+    return one.opname in BEGINNINGS
 
 
 def _end_of_with(some: list[dis.Instruction], start: int) -> int:
