@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -216,7 +217,7 @@ def witnessed(operation: Any) -> Callable[[Case, Fault], None]:
 
 def cases() -> list[Any]:
     """All operations in which nobody else is at work, on both backends; most of them are left for `make crash`."""
-    alone = [name for name in OPERATIONS if "hand-over" not in name and "hands-over" not in name]
+    alone = [name for name in OPERATIONS if not name.startswith("space-") and not re.search("hands?-over", name)]
     pairs = list(itertools.product(alone, BOTH))
     few = random.Random(SEED).sample(pairs, len(pairs) // 6)
     return [pytest.param(*pair, id="-".join(pair), marks=() if pair in few else pytest.mark.slow) for pair in pairs]
