@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import posix_ipc
 
 from dmemfs_shm.store import arenas, attachment, identity, mutex, segment
+from dmemfs_shm.store.space import _Wait
 
 BURST = 5
 IMPATIENCE_S = 0.1
@@ -247,6 +248,7 @@ def _places(faults: Faults) -> list[tuple[Any, str, Any]]:
         (posix_ipc, "unlink_shared_memory", failing("shm_unlink", posix_ipc.unlink_shared_memory, _ipc_error)),
         (posix_ipc, "unlink_semaphore", failing("sem_unlink", posix_ipc.unlink_semaphore, _ipc_error)),
         (posix_ipc, "Semaphore", _failing_semaphore(faults, posix_ipc.Semaphore)),
+        (_Wait, "_sleep", _noticed_sleep(faults, _Wait._sleep)),
     ]
 
 
@@ -336,6 +338,17 @@ def _failing_semaphore(faults: Faults, real: Any) -> type:
             super().unlink()
 
     return Semaphore
+
+
+def _noticed_sleep(faults: Faults, real: Callable[..., bool]) -> Callable[..., bool]:
+    """Who waits for space without a semaphore makes no call that could fail, and waits all the same."""
+
+    def wrapped(wait: _Wait[Any], semaphore: posix_ipc.Semaphore | None) -> bool:
+        if semaphore is None:
+            faults.waiting()
+        return real(wait, semaphore)
+
+    return wrapped
 
 
 @contextlib.contextmanager

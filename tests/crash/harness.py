@@ -363,7 +363,7 @@ class Fault:
 
     def arm(self, *stores: Attachment | None) -> None:
         """From here on every point counts: of these stores, or (None) of one that is about to be created or attached."""
-        wrapper = self._stack.enter_context(system_calls(self.point, self._wait))
+        wrapper = self._stack.enter_context(system_calls(self.point, self.waiting))
         self._stack.enter_context(attaching(lambda words: WordBuffer(words, self.point)))
         for store in stores:
             if store is not None:
@@ -389,7 +389,8 @@ class Fault:
         """Say how the operation ended, where that may differ."""
         self.link.tell(f"outcome {what}")
 
-    def _wait(self) -> None:
+    def waiting(self) -> None:
+        """The child is about to wait for others, or has given up: whatever the operation arranged for that moment."""
         waits, self.waits = self.waits, lambda: None
         waits()
 

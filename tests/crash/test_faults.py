@@ -20,6 +20,7 @@ import errno
 import gc
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -263,7 +264,11 @@ MEETINGS: dict[str, Operation] = {
 }
 OPERATIONS = {name: it for name, it in operations.OPERATIONS.items() if name != "join-after-a-death"} | HANDLES | MEETINGS
 #: What others do at the same time decides how many calls these make: who is granted a lock may see that without being woken.
-CONTENDED = [it for name, it in OPERATIONS.items() if name in MEETINGS or "hand-over" in name or "hands-over" in name]
+CONTENDED = [
+    it
+    for name, it in OPERATIONS.items()
+    if name in MEETINGS or re.search("hands?-over", name) or name == "space-free-for-others"
+]
 
 
 # ---- the child
@@ -312,7 +317,7 @@ class Victim:
             self.fs = MemoryFileSystem.attach(case.name)
         held = self.operation.ready(self.fs, link)
         self.has_handle = held is not None
-        self.faults.waits = lambda: link.ask("let_go")
+        self.faults.waits = lambda: self._let_go(link)
         try:
             with impatient(self.fs), self.faults.armed(self.fault):
                 self._do(case, held)
@@ -329,6 +334,10 @@ class Victim:
         else:
             self.operation.do(self.fs, None, *([held] if held is not None else []))
 
+    def _let_go(self, link: harness.Fault) -> None:
+        link.ask("let_go")
+        link.waiting()
+
     def _be_there(self, case: Scene) -> None:
         if self.fs is None or self.fs._store is None:
             self.fs = MemoryFileSystem.attach(case.name)
@@ -336,6 +345,7 @@ class Victim:
     def _do_again(self, case: Scene, link: harness.Fault, *, done: bool) -> None:
         """The fault is gone: unless the operation has happened, it happens now."""
         self._be_there(case)
+        self._let_go(link)
         if case.after is None:
             return
         if done:

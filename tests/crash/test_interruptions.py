@@ -12,7 +12,6 @@ is the peer. After each interruption
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
@@ -158,8 +157,13 @@ class Victim:
         return interruption.count
 
     def suffer(self, interruption: Interruption) -> None:
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             self.do(interruption)
+        except KeyboardInterrupt:
+            pass
+        except BufferError as error:  # it came before the buffer's `with`, and the file's found the buffer still there
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
         self.struck += len(interruption.where)
         self.fault.ask("go_on")
         self.judge(f"{interruption.first}, {' and then '.join(interruption.where)}")

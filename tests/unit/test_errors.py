@@ -72,14 +72,14 @@ def example(name: str) -> Exception:
 
 
 def facts(error: BaseException) -> dict[str, Any]:
-    """Everything an error says."""
+    """Everything an error says; what the engine notes on it for itself is not for others."""
     return {
         "type": type(error),
         "text": str(error),
         "args": error.args,
         "errno": getattr(error, "errno", None),
         "strerror": getattr(error, "strerror", None),
-        **vars(error),
+        **{name: value for name, value in vars(error).items() if not name.startswith("_")},
     }
 
 

@@ -6,6 +6,7 @@ shown in `tests/crash` (the operations called space-...), and by `tests/scenario
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -29,7 +30,7 @@ from dmemfs_shm.store.layout import SPACE_LAST, SW_SEEN
 
 from ..conftest import Stores
 from ..crash.harness import sections_of
-from ..processes import DEADLINE_S, Link, Task, child, until
+from ..processes import DEADLINE_S, Child, Link, Task, child, until
 
 KIB = 1 << 10
 QUOTA = 1000 * KIB
@@ -351,6 +352,16 @@ def _produce(link: Link, fs: MemoryFileSystem, path: str, size: int) -> None:
     link.send("done")
 
 
+@contextlib.contextmanager
+def _producer(fs: MemoryFileSystem, path: str, size: int) -> Iterator[Child]:
+    """One more process that waits for space."""
+    before = waiting(fs)
+    with child("fork", _produce, fs, path, size) as producer:
+        producer.receive()
+        until(lambda: waiting(fs) == before + 1, "it waits")
+        yield producer
+
+
 @pytest.mark.parametrize("stops", [False, True])
 def test_who_dies_or_stops_while_it_waits_holds_up_nobody(
     fs: MemoryFileSystem, stops: bool, monkeypatch: pytest.MonkeyPatch
@@ -359,10 +370,10 @@ def test_who_dies_or_stops_while_it_waits_holds_up_nobody(
     monkeypatch.setattr(space, "STALE_S", 0.2)
     fs.write_bytes("/a", bytes(150 * KIB))
     fill(fs, 20 * KIB)
-    with child("fork", _produce, fs, "/large", LARGE) as large, child("fork", _produce, fs, "/next", 100 * KIB) as following:
-        for number, producer in enumerate((large, following)):
-            producer.receive()
-            until(lambda number=number: waiting(fs) == number + 1, "it waits")  # type: ignore[misc]
+    with contextlib.ExitStack() as children:
+        large, following = (
+            children.enter_context(_producer(fs, path, size)) for path, size in (("/large", LARGE), ("/next", 100 * KIB))
+        )
         for producer in large, following:
             if stops:
                 stop(fs, producer.pid)
