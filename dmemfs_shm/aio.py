@@ -609,9 +609,9 @@ class AsyncMemoryFileSystem:
             return AsyncMemoryFileHandle(self, await self._run_apart(lambda: make(lock_timeout), _close))
         return AsyncMemoryFileHandle(self, await self._try(lambda: make(0.0), lambda: make(lock_timeout), timeout, _close))
 
-    async def read_bytes(self, path: AnyPath) -> bytes:
+    async def read_bytes(self, path: AnyPath, *, allow_abandoned: bool = False) -> bytes:
         """See `MemoryFileSystem.read_bytes`."""
-        return await self._do_or_wait("read_bytes", path)  # type: ignore[no-any-return]
+        return await self._do_or_wait("read_bytes", path, allow_abandoned=allow_abandoned)  # type: ignore[no-any-return]
 
     async def write_bytes(self, path: AnyPath, data: Any, *, space_timeout: float | None = 0.0) -> int:
         """See `MemoryFileSystem.write_bytes`."""
@@ -697,13 +697,13 @@ class AsyncMemoryFileSystem:
         """See `MemoryFileSystem.rmtree`."""
         await self._do("rmtree", path)
 
-    async def copy(self, src: AnyPath, dst: AnyPath) -> None:
+    async def copy(self, src: AnyPath, dst: AnyPath, *, allow_abandoned: bool = False) -> None:
         """See `MemoryFileSystem.copy`."""
-        await self._do_or_wait("copy", src, dst)
+        await self._do_or_wait("copy", src, dst, allow_abandoned=allow_abandoned)
 
-    async def copy_tree(self, src: AnyPath, dst: AnyPath) -> None:
+    async def copy_tree(self, src: AnyPath, dst: AnyPath, *, allow_abandoned: bool = False) -> None:
         """See `MemoryFileSystem.copy_tree`."""
-        await self._do_or_wait("copy_tree", src, dst)
+        await self._do_or_wait("copy_tree", src, dst, allow_abandoned=allow_abandoned)
 
     async def set_quota(self, path: AnyPath, limit: int | None) -> None:
         """See `MemoryFileSystem.set_quota`."""

@@ -534,15 +534,15 @@ class MemoryFileSystem:
 
     # ---- whole files
 
-    def read_bytes(self, path: AnyPath) -> bytes:
-        """The content of a file. Exceptions as for `open` in "rb"."""
+    def read_bytes(self, path: AnyPath, *, allow_abandoned: bool = False) -> bytes:
+        """The content of a file. allow_abandoned, exceptions: as for `open` in "rb"."""
         store = self._store or self._attached()
         found = store.names.files.get(path)  # type: ignore[arg-type]
         if found is not None:
             data = _read_unlocked(store, found)
             if data is not None:
                 return data
-        with self.open(path) as handle:
+        with self.open(path, allow_abandoned=allow_abandoned) as handle:
             return handle.read()
 
     def write_bytes(self, path: AnyPath, data: Any, *, space_timeout: float | None = 0.0) -> int:
@@ -712,18 +712,25 @@ class MemoryFileSystem:
         value = None if limit is None else _count("limit", limit, 0, 1 << 46)
         self._attached().names.set_quota(parsed, value, self._timeout)
 
-    def copy(self, src: AnyPath, dst: AnyPath) -> None:
-        """Copy a file; *dst* must not stand. FileNotFoundError, FileExistsError, IsADirectoryError, MFSQuotaExceededError."""
-        source, target = parse(src), parse(dst)
-        self._attached().names.copy(source, target, self._guard.check_before_write, self._timeout)
+    def copy(self, src: AnyPath, dst: AnyPath, *, allow_abandoned: bool = False) -> None:
+        """Copy a file; *dst* must not stand. allow_abandoned: also one whose writer died; the copy is complete.
 
-    def copy_tree(self, src: AnyPath, dst: AnyPath) -> None:
-        """Copy a directory with everything in it; *dst* must not stand, and appears when it is complete.
-
-        FileNotFoundError, FileExistsError, NotADirectoryError, MFSQuotaExceededError.
+        FileNotFoundError, FileExistsError, IsADirectoryError, MFSLockTimeoutError, MFSAbandonedFileError,
+        MFSQuotaExceededError.
         """
         source, target = parse(src), parse(dst)
-        self._attached().grafts.copy_tree(source, target, self._guard.check_before_write, self._timeout)
+        approve = self._guard.check_before_write
+        self._attached().names.copy(source, target, approve, self._timeout, allow_abandoned=allow_abandoned)
+
+    def copy_tree(self, src: AnyPath, dst: AnyPath, *, allow_abandoned: bool = False) -> None:
+        """Copy a directory with everything in it; *dst* must not stand, and appears when it is complete.
+
+        allow_abandoned: as for `copy`. FileNotFoundError, FileExistsError, NotADirectoryError, MFSLockTimeoutError,
+        MFSAbandonedFileError, MFSQuotaExceededError.
+        """
+        source, target = parse(src), parse(dst)
+        approve = self._guard.check_before_write
+        self._attached().grafts.copy_tree(source, target, approve, self._timeout, allow_abandoned=allow_abandoned)
 
     def snapshot(self, target: Any, *, allow_abandoned: bool = False) -> None:
         """Write everything to *target*, a binary file object (a pipe, a socket's file or a GzipFile will do), as one stream.

@@ -179,6 +179,7 @@ class _Copy(NamedTuple):
 
     graft: Graft
     moved: dict[int, tuple[int, Facts]] | None = None
+    allow_abandoned: bool = False
 
 
 def count_drafted(section: Section, drafted: int, kind: int, more: int) -> None:
@@ -288,7 +289,7 @@ class Grafts:
 
     # ---- copy_tree
 
-    def copy_tree(self, src: Path, dst: Path, approve: Approve, timeout: float | None) -> None:
+    def copy_tree(self, src: Path, dst: Path, approve: Approve, timeout: float | None, *, allow_abandoned: bool) -> None:
         """A copy of a directory and everything below it, visible to others when it is complete.
 
         ``approve(charge)`` may refuse it by an exception.
@@ -298,7 +299,7 @@ class Grafts:
         def copy() -> None:
             source, top = transact(lambda section: self._begin_copy(section, src, dst), timeout)
             self._require_room(source, top, approve, timeout)
-            self._copy_children(source, _Copy(Graft(self.store, top, timeout)))
+            self._copy_children(source, _Copy(Graft(self.store, top, timeout), allow_abandoned=allow_abandoned))
             try:
                 transact(lambda section: self._end_copy(section, dst, top), timeout)
             finally:
@@ -378,7 +379,8 @@ class Grafts:
             def copied(size: int, fill: Fill, node: int = found[0]) -> None:
                 graft.make_file(target, name, size, fill, self._facts(node, copy))
 
-            if names.reading(found, self.tree.path(found[0]), patience, copied):
+            text = self.tree.path(found[0])
+            if names.reading(found, text, patience, copied, allow_abandoned=copy.allow_abandoned):
                 break
 
     # ---- move, where a rename would not do

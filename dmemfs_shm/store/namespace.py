@@ -996,7 +996,7 @@ class Namespace:
 
     # ---- copies
 
-    def copy(self, src: Path, dst: Path, approve: Approve, timeout: float | None) -> None:
+    def copy(self, src: Path, dst: Path, approve: Approve, timeout: float | None, *, allow_abandoned: bool) -> None:
         """A copy of one file; nothing is left behind if it fails. ``approve(size)`` may refuse it by an exception."""
 
         def check(section: Section) -> Found:
@@ -1011,13 +1011,19 @@ class Namespace:
             approve(size and size + self.w[W_FILE_CHARGE])
             self.put(dst, size, fill, timeout, replace=False)
 
-        while not self.reading(self.store.transact(check, timeout), src.text, timeout, copied):
+        def copy() -> bool:
+            found = self.store.transact(check, timeout)
+            return self.reading(found, src.text, timeout, copied, allow_abandoned=allow_abandoned)
+
+        while not copy():
             pass
 
-    def reading(self, found: Found, text: str, timeout: float | None, use: Callable[[int, Fill], None]) -> bool:
+    def reading(
+        self, found: Found, text: str, timeout: float | None, use: Callable[[int, Fill], None], *, allow_abandoned: bool
+    ) -> bool:
         """Hold a file shared and hand its size and a function that copies its bytes elsewhere to *use*.
 
-        False if the file is no longer the one that was found. MFSAbandonedFileError.
+        False if the file is no longer the one that was found. MFSAbandonedFileError, unless *allow_abandoned*.
         """
         rw, node = self.store.rw, found[0]
         held = [rw.lease()]
@@ -1025,7 +1031,7 @@ class Namespace:
             if not rw.lock(*found, held[0].word, 0, timeout):
                 return False
             at = self.at(node)
-            if self.w[at] & LOCK_ABANDONED:
+            if self.w[at] & LOCK_ABANDONED and not allow_abandoned:
                 raise MFSAbandonedFileError(text)
             size = self.w[at + N_SIZE]
             runs = self.content.runs(self.w, at)

@@ -731,8 +731,8 @@ def test_grandchildren(named: MemoryFileSystem) -> None:
 # --- death -----------------------------------------------------------------------------------------------------------
 
 
-def _write_and_wait(link: Link, fs: MemoryFileSystem, mode: str, data: bytes) -> None:
-    with fs.open("/victim", mode) as handle:
+def _write_and_wait(link: Link, fs: MemoryFileSystem, mode: str, data: bytes, path: str = "/victim") -> None:
+    with fs.open(path, mode) as handle:
         if data:
             handle.write(data)
         link.send("written")
@@ -742,28 +742,36 @@ def _write_and_wait(link: Link, fs: MemoryFileSystem, mode: str, data: bytes) ->
 @pytest.mark.parametrize(("mode", "data"), [("wb", b"half"), ("wb", b""), ("r+b", b"half"), ("ab", b"half")])
 def test_file_of_a_killed_writer_is_abandoned(named: MemoryFileSystem, mode: str, data: bytes) -> None:
     """Its readers are told, unless they allow it; the tree treats it as any file; a clean rewrite clears it."""
-    named.write_bytes("/victim", b"before")
-    with child("fork", _write_and_wait, named, mode, data) as writer:
+    named.mkdir("/d")
+    named.write_bytes("/d/victim", b"before")
+    with child("fork", _write_and_wait, named, mode, data, "/d/victim") as writer:
         assert writer.receive() == "written"
         writer.kill()
     readers: list[Callable[[], object]] = [
-        lambda: named.open("/victim", "rb"),
-        lambda: named.open("/victim", "r+b"),
-        lambda: named.open("/victim", "ab"),
-        lambda: named.read_bytes("/victim"),
-        lambda: named.view("/victim"),
-        lambda: named.copy("/victim", "/copy"),
+        lambda: named.open("/d/victim", "rb"),
+        lambda: named.open("/d/victim", "r+b"),
+        lambda: named.open("/d/victim", "ab"),
+        lambda: named.read_bytes("/d/victim"),
+        lambda: named.view("/d/victim"),
+        lambda: named.copy("/d/victim", "/copy"),
+        lambda: named.copy_tree("/d", "/copy"),
     ]
     for read in readers:
         with pytest.raises(MFSAbandonedFileError):
             read()
-    assert named.stat("/victim")["abandoned"] is True
-    assert named.glob("/*") == ["/victim"]
-    with named.open("/victim", "rb", allow_abandoned=True) as handle:
-        content = handle.read()
-    assert content == {"wb": data, "r+b": b"halfre", "ab": b"beforehalf"}[mode]
-    assert named.stat("/victim")["abandoned"] is True
-    named.rename("/victim", "/moved")
+    assert named.stat("/d/victim")["abandoned"] is True
+    assert named.glob("/**") == ["/d", "/d/victim"]
+    content = {"wb": data, "r+b": b"halfre", "ab": b"beforehalf"}[mode]
+    with named.open("/d/victim", "rb", allow_abandoned=True) as handle:
+        assert handle.read() == content
+    assert named.read_bytes("/d/victim", allow_abandoned=True) == content
+    named.copy("/d/victim", "/copy", allow_abandoned=True)
+    named.copy_tree("/d", "/copies", allow_abandoned=True)
+    assert [named.read_bytes(path) for path in ("/copy", "/copies/victim")] == [content, content]
+    assert named.stat("/d/victim")["abandoned"] is True
+    named.remove("/copy")
+    named.rmtree("/copies")
+    named.rename("/d/victim", "/moved")
     assert named.stat("/moved")["abandoned"] is True
     with named.open("/moved", "wb") as handle:
         handle.write(b"whole")
