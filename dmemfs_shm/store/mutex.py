@@ -55,7 +55,6 @@ whose acquire was interrupted belongs to nobody.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import sys
@@ -562,12 +561,14 @@ class OfdMutex(Mutex):
     def _is_ours(self) -> bool:
         """Locking what is ours already succeeds; if another process has it, the exception came before we had it.
 
-        Where the kernel has no memory to tell us, the claim does. Without a descriptor we have no lock.
+        Where the kernel does not tell us, the claim does. Without our descriptor we have no lock.
         """
         try:
             return self.participants.locks.try_lock(LB_MUTEX + self.number)
-        except OSError as error:
-            return error.errno != errno.EBADF and self.w[self._claim_at] != NO_CLAIM
+        except MFSStoreGoneError:
+            return False
+        except OSError:
+            return self.w[self._claim_at] != NO_CLAIM
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -639,7 +639,7 @@ def claim_and_view(fs: MemoryFileSystem, _: Any) -> None:
 
 def claimed_and_wanted(fs: MemoryFileSystem, fault: Fault) -> Any:
     """The child has claimed a file, and others wait for it."""
-    claimed = fs.claim("/d/small", 0)
+    claimed = fs.claim("/d/small", DEADLINE_S)  # where it is done once more, others have the file for a moment
     for _ in range(2):
         fault.ask("reader_waits")
     return claimed

@@ -647,20 +647,20 @@ def test_holder_of_a_byte_in_a_store_without_another_slot() -> None:
         inside(store, K, lambda: store.mutexes[K].holder() == store.slot or pytest.fail("it is ours"))
 
 
-@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EBADF])
-def test_abandoning_when_the_kernel_does_not_say_whose_the_byte_is(ofd: Attachment, error: int) -> None:
-    """Without memory to tell us, it is ours because we claim it; without a descriptor it is not, and whoever gets it next
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)), MFSStoreGoneError("lost")])
+def test_abandoning_when_the_kernel_does_not_say_whose_the_byte_is(ofd: Attachment, error: OSError) -> None:
+    """Without memory to tell us, it is ours because we claim it; without our descriptor it is not, and whoever gets it next
     rolls back."""
     armed: list[bool] = []
 
     def event(what: str) -> None:
         if armed and what == "lock":
-            raise OSError(error, os.strerror(error))
+            raise error
 
     with system_calls(event), pytest.raises(KeyError):
         inside(ofd, K, lambda: (begin(ofd), armed.append(True), failing()))
     assert not ofd.mutexes[K]._gate
-    assert (ofd.w[time_of(ofd)], ofd.w[journal_at(K)]) == ((17, 0) if error == errno.ENOLCK else (1234, 1))
+    assert (ofd.w[time_of(ofd)], ofd.w[journal_at(K)]) == ((17, 0) if error.errno == errno.ENOLCK else (1234, 1))
     seen: list[int] = []
     inside(ofd, K, lambda: seen.append(ofd.w[time_of(ofd)]))
     assert seen == [17]
