@@ -6,9 +6,9 @@ trace function, before the instruction with a given number, of all instructions 
 those of contextlib, of `__del__` and of the caller's `with` among them. So the instructions 0, 1, 2, ... are more than all
 the places where an interruption can strike, each of them once.
 
-Left out are the instructions between the body of a `with` and the call that leaves it, and NOP: CPython does not look for
-exceptions there (after the last call of the body it has looked already, and that call is in the range of the `with`), or
-else no `with lock:` anywhere would be safe.
+Left out are the instructions between the body of a `with` and the call that leaves it, those of an `except` or `finally` up
+to its first call, and NOP: CPython does not look for exceptions there (after the last call of the body it has looked already,
+and that call is in the range of the `with`), or else no `with lock:` anywhere would be safe.
 
 A second interruption strikes the handlers of the first. It is raised from a profile function where it can come: at the
 start of a function, after a call of C, and instead of one that waits.
@@ -17,16 +17,14 @@ start of a function, after a call of C, and instead of one that waits.
 from __future__ import annotations
 
 import dis
-import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
-#: What an `except` begins with.
-BEGINNINGS = frozenset(
-    ("PUSH_EXC_INFO", "LOAD_GLOBAL", "CHECK_EXC_MATCH", "POP_JUMP_FORWARD_IF_FALSE", "POP_TOP", "STORE_FAST")
-)
+#: Where the beginning of an `except` or `finally` ends: what calls, jumps or leaves.
+CALLS = frozenset(("CALL", "CALL_FUNCTION_EX", "BEFORE_WITH"))
+TURNS = frozenset(("JUMP_BACKWARD", "JUMP_FORWARD", "RETURN_VALUE", "RERAISE", "RAISE_VARARGS", "FOR_ITER"))
 #: Modules of C whose calls end with a KeyboardInterrupt of their own accord.
 WAITING = frozenset(("fcntl", "posix", "posix_ipc", "time"))
 
@@ -99,7 +97,7 @@ def _unreachable(code: CodeType) -> frozenset[int]:
         found = {i.offset for i in some if i.opname == "NOP"}
         for start in range(len(some)):
             if some[start].opname == "PUSH_EXC_INFO":
-                found.update(i.offset for i in itertools.takewhile(_begins_handler, some[start:]))
+                found.update(_beginning_of_handler(some[start:]))
             end = _end_of_with(some, start)
             found.update(i.offset for i in some[start:end])
             if end and some[start - 1].opname == "SWAP":  # what the body returns
@@ -108,9 +106,15 @@ def _unreachable(code: CodeType) -> frozenset[int]:
     return known
 
 
-def _begins_handler(one: dis.Instruction) -> bool:
-    """What an `except` does before its body. The interpreter looks for signals after calls and at jumps back: not there."""
-    return one.opname in BEGINNINGS
+def _beginning_of_handler(some: list[dis.Instruction]) -> Iterator[int]:
+    """What an `except` or `finally` does until its first call has begun: the interpreter, which looks for signals after calls
+    and at jumps back, has not looked since the exception."""
+    for one in some:
+        if one.opname in TURNS:
+            return
+        yield one.offset
+        if one.opname in CALLS:
+            return
 
 
 def _end_of_with(some: list[dis.Instruction], start: int) -> int:
