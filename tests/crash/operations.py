@@ -658,7 +658,7 @@ def wait_for_nothing(fs: MemoryFileSystem, _: Any) -> None:
 
 def watch(fs: MemoryFileSystem) -> None:
     """From now on somebody wants to know what is published."""
-    fs.claim("/d/small", 0).release()
+    fs.claim("/d/other", 0).release()
 
 
 def watching(case: Case) -> None:

@@ -404,7 +404,7 @@ def worlds_for(name: str) -> list[str]:
     operation = OPERATIONS[name]
     if operation.bare or name == "trim":  # which has nothing to free while anything stands
         return ["plain"]
-    busy = {"being-read"} if name in HANDED_OVER else set()  # then it is the peer who is waited for
+    busy = {"being-read"} if name in HANDED_OVER or name == "reap-a-claimer" else set()  # others have, or had, the file
     busy |= {"scattered"} if operation.prepare is not _NOTHING.prepare else set()
     return [world for world in WORLDS if world not in busy]
 
