@@ -91,7 +91,7 @@ class AtomicFileHandle(MemoryFileHandle):
                 return
             try:
                 if publishes:
-                    store.names.fit(self._node)
+                    store.placement.fit(self._node)
                     exclusive = self._mode == "xb"
                     store.names.publish(self._target, lease.word, self._timeout, exclusive=exclusive)
             finally:

@@ -113,7 +113,7 @@ class Claim:
         self._check()
         store = self._store
         pin = store.content.lease_pin()
-        run, size = store.names.pin_held(self._node, pin.word, self._fs._timeout)
+        run, size = store.placement.pin_held(self._node, pin.word, self._fs._timeout)
         return load("dmemfs_shm.view").make_view(store, pin, run, size)
 
     def done(self) -> None:
@@ -203,7 +203,7 @@ class Lookout:
         """Look at all files."""
         self.reader.skip()
         self.reaps = self.w[REAPS]
-        entries = self.pattern.entries(self.store.names, self.store.patience)
+        entries = self.pattern.entries(self.store, self.store.patience)
         self.see_all((path, entry.node, entry.generation) for path, entry in entries if entry.kind == KIND_FILE)
         self.looked_at = time.monotonic()
 

@@ -77,7 +77,7 @@ def _files(store: Attachment, prefix: Path, timeout: float | None, *, only_dirty
     todo = [(path, top[0], top[1])] if kind == KIND_DIR else []
     while todo:
         path, node, generation = todo.pop()
-        for entry in names.entries_of(node, generation, timeout):
+        for entry in store.listing.entries_of(node, generation, timeout):
             if entry.kind == KIND_DIR:
                 todo.append((_below(path, entry), entry.node, entry.generation))
             else:

@@ -76,8 +76,9 @@ from .store.layout import (
     WORD_MAX,
 )
 from .store.lazy import load
+from .store.listing import Entry
 from .store.memory import available_bytes
-from .store.namespace import Entry, Fill, Found, Path
+from .store.namespace import Fill, Found, Path
 from .store.segment import Segment
 from .store.space import until
 
@@ -521,7 +522,7 @@ class MemoryFileSystem:
         w, at = store.w, store.names.nodes_at + found[0] * NODE_WORDS
         if mode == "wb":
             if w[at + N_PIN] & LOW32:
-                store.names.unshare(found[0], 0, 0, self._timeout)
+                store.placement.unshare(found[0], 0, 0, self._timeout)
             elif w[at + N_RUNS]:
                 store.arenas.pieces(store.content.runs(w, at))  # what can fail does so while the old bytes are there
             elif w[at + N_RUN]:
@@ -594,7 +595,7 @@ class MemoryFileSystem:
         while True:
             found = store.names.files.get(parsed.text) or store.names.find(parsed, self._timeout)
             _expect_file(store, found, parsed)
-            pinned = store.names.pin(found, parsed.text, self._timeout, allow_abandoned=allow_abandoned)
+            pinned = store.placement.pin(found, parsed.text, self._timeout, allow_abandoned=allow_abandoned)
             if pinned is not None:
                 break
             store.names.files.pop(parsed.text, None)
@@ -830,7 +831,7 @@ class MemoryFileSystem:
 
     def listdir(self, path: AnyPath) -> list[str]:
         """The names in a directory, in no order. FileNotFoundError, NotADirectoryError."""
-        return [decode(entry.name) for entry in self._attached().names.entries(parse(path), self._timeout)]
+        return [decode(entry.name) for entry in self._attached().listing.entries(parse(path), self._timeout)]
 
     def walk(self, path: AnyPath = "/") -> Iterator[tuple[str, list[str], list[str]]]:
         """(directory, names of directories, names of files) for the directory and all below it, top down.
@@ -839,16 +840,16 @@ class MemoryFileSystem:
         """
         parsed = parse(path)
         store = self._attached()
-        return self._walk(store, canonical(parsed.parts), store.names.entries(parsed, self._timeout))
+        return self._walk(store, canonical(parsed.parts), store.listing.entries(parsed, self._timeout))
 
     def _walk(self, store: Attachment, path: str, entries: list[Entry] | None) -> Iterator[tuple[str, list[str], list[str]]]:
         todo: list[tuple[str, int, int]] = [(path, 0, 0)]
         while todo:
             path, node, generation = todo.pop()
             if entries is None:
-                if not store.names.is_directory(node, generation):
+                if not store.listing.is_directory(node, generation):
                     continue
-                entries = store.names.entries_of(node, generation, self._timeout)
+                entries = store.listing.entries_of(node, generation, self._timeout)
             directories = [entry for entry in entries if entry.kind == KIND_DIR]
             todo += [(_below(path, entry), entry.node, entry.generation) for entry in reversed(directories)]
             files = [decode(entry.name) for entry in entries if entry.kind != KIND_DIR]
@@ -857,9 +858,7 @@ class MemoryFileSystem:
 
     def glob(self, pattern: str) -> list[str]:
         """The paths that match, sorted, each once: ``*`` and ``?`` within a name, ``**`` any number of directories."""
-        return sorted(
-            {path for path, _ in load("dmemfs_shm.patterns").pattern(pattern).walk(self._attached().names, self._timeout)}
-        )
+        return sorted({path for path, _ in load("dmemfs_shm.patterns").pattern(pattern).walk(self._attached(), self._timeout)})
 
     # ---- coordination
 
@@ -904,7 +903,7 @@ class MemoryFileSystem:
         if store.dropped or store.unpinned:
             store.work_off()
         w = store.w
-        files, directories = store.names.counts()  # first: it may end an import, which gives back what was replaced
+        files, directories = store.listing.counts()  # first: it may end an import, which gives back what was replaced
         used, quota = w[USED], w[W_QUOTA]
         return MFSStats(
             used_bytes=used,
@@ -923,7 +922,7 @@ class MemoryFileSystem:
         if store.dropped or store.unpinned:
             store.work_off()
         w = store.w
-        files, directories = store.names.counts()
+        files, directories = store.listing.counts()
         used = w[USED]
         return MFSInfo(
             name=store.name,

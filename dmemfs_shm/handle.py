@@ -338,8 +338,8 @@ class MemoryFileHandle(io.RawIOBase):
         store.work_off()  # a view that is gone may not have given its pin back yet
         self._forget()
         if self._w[self._at + N_PIN] & LOW32:
-            store.names.unshare(self._node, keep, size, timeout, wait_until)
-        store.names.grow(self._node, size, timeout, wait_until)
+            store.placement.unshare(self._node, keep, size, timeout, wait_until)
+        store.placement.grow(self._node, size, timeout, wait_until)
         self._locate()
 
     def _mark_dirty(self) -> None:
@@ -388,14 +388,14 @@ class MemoryFileHandle(io.RawIOBase):
                     self._mark_dirty()
                 self._forget()
                 try:
-                    self._store.names.unshare(self._node, target, target, self._fs._timeout)
+                    self._store.placement.unshare(self._node, target, target, self._fs._timeout)
                 finally:
                     self._size = self._w[self._at + N_SIZE]
                 self._locate()
             self._change(target, lambda: None)
         if not pinned:
             self._forget()
-            self._store.names.fit(self._node)
+            self._store.placement.fit(self._node)
             self._locate()
 
     def _change(self, size: int, store_bytes: Any) -> None:
@@ -467,7 +467,7 @@ class MemoryFileHandle(io.RawIOBase):
         if self._base < 0:
             self.check_lent()
             self._forget()
-            self._store.names.unite(self._node, self._size, self._fs._timeout)
+            self._store.placement.unite(self._node, self._size, self._fs._timeout)
             self._locate()
 
     def check_lent(self) -> None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from .paths import AnyPath, canonical, decode, parse
 from .store.layout import KIND_DIR
-from .store.namespace import Entry
+from .store.listing import Entry
 
 if TYPE_CHECKING:
-    from .store.namespace import Namespace
+    from .store.attachment import Attachment
 
 _MAGIC = re.compile(r"[*?[]").search
 _Matcher = Callable[[str], object]
@@ -56,31 +56,31 @@ class Pattern:
                 return False
         return len(names) == len(matchers) - index
 
-    def entries(self, names: Namespace, timeout: float | None) -> Iterator[tuple[str, Entry]]:
+    def entries(self, store: Attachment, timeout: float | None) -> Iterator[tuple[str, Entry]]:
         """The entry that has the path, or all that match, as `walk`."""
         if not self.is_path:
-            yield from self.walk(names, timeout)
+            yield from self.walk(store, timeout)
             return
         path = parse(self.text)
-        while (found := names.find(path, timeout))[0]:
-            kind = names.kind_of(found)
+        while (found := store.names.find(path, timeout))[0]:
+            kind = store.names.kind_of(found)
             if kind:
                 yield canonical(path.parts), Entry(path.parts[-1] if path.parts else b"", kind, *found[:2])
                 return
 
-    def walk(self, names: Namespace, timeout: float | None) -> Iterator[tuple[str, Entry]]:
+    def walk(self, store: Attachment, timeout: float | None) -> Iterator[tuple[str, Entry]]:
         """Every entry that matches, with its path, in no order; if there is a ``**`` some of them twice."""
         matchers = self._matchers
         if not matchers:
             return
-        root = names.find(parse("/"), timeout)
+        root = store.names.find(parse("/"), timeout)
         todo = [("", root[0], root[1], 0)]
         while todo:
             path, node, generation, index = todo.pop()
             matcher, last = matchers[index], index + 1 == len(matchers)
             if matcher is None and not last:
                 todo.append((path, node, generation, index + 1))
-            for entry in names.entries_of(node, generation, timeout):
+            for entry in store.listing.entries_of(node, generation, timeout):
                 name = decode(entry.name)
                 if matcher is not None and not matcher(name):
                     continue

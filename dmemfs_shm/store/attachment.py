@@ -122,14 +122,17 @@ from .layout import (
     pages_cap_for,
 )
 from .lazy import load
+from .listing import Listing
 from .mutex import Mutex, OfdMutex, Threads
 from .namespace import Namespace
+from .placement import Placement
 from .publications import Publications
 from .recovery import Recovery, missing_spares, provide_spares, require_membarrier
 from .rwlock import FileLocks
 from .section import Section, Sections
 from .semaphores import create_semaphore, post_semaphore, unlink_semaphore
 from .space import Space
+from .sweep import Sweep
 from .tree import NeedNodes, Tree
 
 T = TypeVar("T")
@@ -231,6 +234,9 @@ class Attachment:
         self.content = Content(self, self.tree, self.blocks)
         self.unpinned = self.content.leases.lost  # views that are gone, as `dropped`
         self.names = Namespace(self)
+        self.placement = Placement(self)
+        self.sweep = Sweep(self)
+        self.listing = Listing(self)
         self.grafts = Grafts(self)
         self.publications = Publications(self)
         self.space = Space(self)
@@ -310,7 +316,7 @@ class Attachment:
         before = self.w[USED], self.w[FILES], self.w[DIRS]
         self.work_off()
         self.reap_dead(timeout)
-        self.names.drain()
+        self.sweep.drain()
         return (self.w[USED], self.w[FILES], self.w[DIRS]) != before
 
     def back(self, offset: int, size: int) -> None:
@@ -362,7 +368,7 @@ class Attachment:
             was_clean = self.participants.is_clean(slot, epoch)
             self._reap(slot, epoch, WAIT_FOR_CREATOR_S)
         if self.w[TRASH]:
-            self.names.drain_trash()
+            self.sweep.drain_trash()
 
     def _choose_slot(self) -> int:
         """A slot without a living tenant: one that its tenant left in order, else a dead one's, else a fresh one."""
@@ -455,8 +461,8 @@ class Attachment:
 
     def _reap(self, slot: int, below: int, timeout: float | None) -> bool:
         """Give back what dead tenants of a slot held, those of epochs below this one. Whether nobody else had, before."""
-        self.names.fit_for_dead(slot, below, timeout)
-        if not self.rw.reap(slot, below, timeout) or not self.names.reap(slot, below, timeout):
+        self.placement.fit_for_dead(slot, below, timeout)
+        if not self.rw.reap(slot, below, timeout) or not self.sweep.reap(slot, below, timeout):
             return False
         who = self.participants.describe(slot)
         if self.participants.epoch(slot) >= below:
@@ -485,11 +491,11 @@ class Attachment:
             if self.dropped:
                 self.rw.work_off()
             if self.unpinned:
-                self.content.leases.work_off(self.names.give_back_pin)
+                self.content.leases.work_off(self.placement.give_back_pin)
             if self.grafts.has_left:
                 self.grafts.drain_left()
             if interrupted:
-                self.names.drain()
+                self.sweep.drain()
                 if self.w[WATCHED]:  # what the exception ended may have published something
                     self.publications.announce_all()
         except BaseException as error:

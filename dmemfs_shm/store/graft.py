@@ -123,10 +123,10 @@ class Graft:
         held = [names.content.lease_pin()]
         pin = held[0].word
         try:
-            names.stash(pin, size, fill, lambda: names.account_in(parent), self.timeout)
+            self.store.placement.stash(pin, size, fill, lambda: names.account_in(parent), self.timeout)
             self._make_file(parent, name, size, None, pin, facts)
         finally:
-            names.give_back_pin(held.pop())
+            self.store.placement.give_back_pin(held.pop())
 
     def _make_file(self, parent: int, name: bytes, size: int, fill: Fill | None, pin: int | None, facts: Facts | None) -> None:
         def step(section: Section) -> None:
@@ -246,7 +246,7 @@ class Grafts:
             self.has_left = False
             if self.w[self._intent]:
                 store.transact(lambda section: self.abandon(section, slot_at), store.patience)
-                self.names.drain_trash()
+                self.store.sweep.drain_trash()
         except BaseException:
             self.has_left = True
             store.dropped.append(None)
@@ -263,7 +263,7 @@ class Grafts:
         top = plan[slot_at + S_INTENT]
         if top:
             self.tree.check_child(top, 0, slot_at + S_INTENT)
-            self.names.to_trash(section, top)
+            self.store.sweep.to_trash(section, top)
             plan[self.names.at(top) + D_DRAFTED] = 1
             plan[slot_at + S_DRAFTED] = 0
             plan[slot_at + S_INTENT] = 0
@@ -345,7 +345,7 @@ class Grafts:
         """What the files below a directory are charged, or would be if they were closed."""
         total, todo = 0, [found[:2]]
         while todo:
-            for entry in self.names.entries_of(*todo.pop(), self.store.patience):
+            for entry in self.store.listing.entries_of(*todo.pop(), self.store.patience):
                 if entry.kind == KIND_DIR:
                     todo.append((entry.node, entry.generation))
                 elif entry.kind == KIND_FILE:
@@ -356,7 +356,7 @@ class Grafts:
         stack = [(source[0], source[1], copy.graft.top)]
         while stack:
             node, generation, target = stack.pop()
-            for entry in self.names.entries_of(node, generation, copy.graft.timeout):
+            for entry in self.store.listing.entries_of(node, generation, copy.graft.timeout):
                 if entry.kind == KIND_DIR:
                     new = copy.graft.make_directory(target, entry.name, self._facts(entry.node, copy))
                     stack.append((entry.node, entry.generation, new))
@@ -369,7 +369,7 @@ class Grafts:
         patience = graft.timeout if copy.moved is None else 0.0
 
         def find(section: Section) -> Found | None:
-            node = self.tree.find(directory, name) if names.is_directory(directory, generation) else 0
+            node = self.tree.find(directory, name) if self.store.listing.is_directory(directory, generation) else 0
             if not node or self.tree.kind(node) != KIND_FILE:
                 return None
             return node, self.w[names.at(node) + N_GENERATION], self.w[NAMESPACE]
@@ -404,7 +404,7 @@ class Grafts:
 
         try:
             self._prepare(work)
-            self.names.drain_trash()
+            self.store.sweep.drain_trash()
         except MFSLockTimeoutError as error:
             raise MFSFileOpenError(error.path, error.holders) from None
         except BaseException:
@@ -430,7 +430,7 @@ class Grafts:
         if self._has_changed(node, copy.moved or {}):
             raise _Changed
         self.tree.unlink(section, node)
-        self.names.to_trash(section, node)
+        self.store.sweep.to_trash(section, node)
         self._link(section, dst, copy.graft.top, parent)
 
     def _has_changed(self, directory: int, moved: Mapping[int, tuple[int, Facts]]) -> bool:
@@ -593,7 +593,7 @@ class Grafts:
         with contextlib.suppress(MFSStoreBusyError):
             self.store.transact(lambda _: None, self.store.patience)
             if self.w[ORPHANS]:
-                self.names.drain_orphans()
+                self.store.sweep.drain_orphans()
 
     def settle(self, section: Section) -> bool:
         """Take some entries of the tree that was committed to their places; whether there is more to do.

@@ -1,10 +1,9 @@
-"""What can be done to names: create, remove, rename, replace, directories, and the freeing of what lost its name.
+"""What can be done to names: create, remove, rename, replace, copy, directories, and the end of a hold.
 
 Each operation is one transaction of m[0] (with the mutexes of the files it concerns), or, where its size has no bound, a
 transaction that detaches or publishes, and small ones before or after it:
 
-    rmtree      one transaction puts the subtree on the trash list; then its nodes are freed a few at a time, by the caller,
-                or by anybody after the caller's death
+    rmtree      one transaction puts the subtree on the trash list; then its nodes are freed a few at a time (see `sweep`)
     put         content is written into free blocks, then attached with its name or swapped in
     draft       a file grows without a name, in the ring DRAFTS, under the exclusive lock of the one handle that knows it;
                 `publish` gives it its name, over the file that has it, and ends the lock, in one transaction. Until
@@ -22,24 +21,17 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import (
     MFSAbandonedFileError,
-    MFSCorruptStoreError,
     MFSFileOpenError,
-    MFSNoSpaceError,
     MFSParameterError,
-    MFSStoreBusyError,
-    MFSViewError,
 )
 from .content import units_for
 from .layout import (
     D_CHILD,
-    D_DRAFTED,
-    DIRS,
-    DRAFTED,
     DRAFTS,
     FILES,
     FREE,
@@ -66,44 +58,28 @@ from .layout import (
     N_RUN,
     N_RUNS,
     N_SEQ,
-    N_SIBLINGS,
     N_SIZE,
     N_STAMP,
-    N_TEXT,
     NAME_BYTES_MAX,
-    NAME_BYTES_SHIFT,
     NAMESPACE,
-    NODE_BACKED,
     NODE_WORDS,
     ORPHANED,
     ORPHANS,
-    PAGE,
-    PIN_WORDS,
-    PINNED,
-    PINS,
-    PINS_AT,
-    PN_COUNT,
     QUOTAS,
     REC_DIRTY,
     REC_NODE_SHIFT,
     REC_STATE,
     REC_WRITER,
     ROOT,
-    S_PINS,
-    SPACE_FIRST,
     STAMP_MASK,
     STATE_READY,
-    TEXT_BYTES,
     TRASH,
-    TREE_SEQ,
     UNIT,
     W_FILE_CHARGE,
     W_STATE,
     WATCHED,
-    WORD,
     X_NEXT,
 )
-from .lease import Lease
 from .section import Section
 from .segment import Segment
 from .tree import Unsettled
@@ -111,8 +87,6 @@ from .tree import Unsettled
 if TYPE_CHECKING:
     from .attachment import Attachment
 
-FREED_A_VISIT = 16
-LISTED_A_VISIT = 512
 PLANNED_MOST = 120  # words of new directories in a transaction: about 15 of them, and as many again for what follows
 COPIED_IN_SECTION_MOST = 64 << 10  # bytes: about 10 us of copying inside m[0]
 PATHS_CACHED_MOST = 16384
@@ -123,15 +97,6 @@ Fill = Callable[[Segment, int], None]
 Approve = Callable[[int], None]
 Parts = tuple[bytes, ...]
 Found = tuple[int, int, int]
-
-
-class Entry(NamedTuple):
-    """One entry of a directory."""
-
-    name: bytes
-    kind: int
-    node: int
-    generation: int
 
 
 class Path:
@@ -447,48 +412,10 @@ class Namespace:
         held = [self.content.lease_pin()]
         pin = held[0].word
         try:
-            self.stash(pin, size, fill, lambda: self.account_in(self.parent_of(path)), timeout, until)
+            self.store.placement.stash(pin, size, fill, lambda: self.account_in(self.parent_of(path)), timeout, until)
             self._put_with(path, size, None, pin, timeout, until, replace=replace, content=content)
         finally:
-            self.give_back_pin(held.pop())
-
-    def stash(
-        self,
-        pin: int,
-        size: int,
-        fill: Fill,
-        account: Callable[[], int],
-        timeout: float | None,
-        until: float = 0.0,
-        *,
-        charged: bool = True,
-    ) -> None:
-        """Blocks for *size* bytes, filled, held by the pin record, and charged to what ``account()`` says inside m[0]."""
-        node = self.store.space.transact(
-            lambda section: self.content.stash(section, pin, size, account(), charged=charged), timeout, until
-        )
-        run = self.w[self.at(node) + N_RUN]
-        if run:
-            fill(*self.store.arenas.locate(run))
-
-    def give_back_pin(self, lease: Lease) -> None:
-        """End what a pin record holds, if it still holds anything, and return its lease; if that fails, lose it."""
-        pin, leases = lease.word, self.content.leases
-        try:
-            if self.store.threads.thread.inside:  # a section could not be abandoned
-                self.store.mend()
-            if self.w[pin]:
-                self.store.transact(lambda section: self.content.unpin(section, pin), self.store.patience)
-                self.drain_pinned()
-        except MFSStoreBusyError:
-            leases.lose(lease)
-        except BaseException:
-            lease.is_lost = True  # first, and without a call: there may be no memory for one
-            leases.lost.append(None)
-            self.store.dropped.append(None)
-            raise
-        else:
-            leases.free.append(lease)
+            self.store.placement.give_back_pin(held.pop())
 
     def _put_with(
         self,
@@ -639,9 +566,9 @@ class Namespace:
         """A file loses its name, and its content with its last reader. REQUIRES its mutex."""
         section.sequence_odd(node)  # stored first: who reads without the lock must not see new words under an even one
         self.tree.unlink(section, node)
-        self._retire(section, node)
+        self.retire(section, node)
 
-    def _retire(self, section: Section, node: int) -> None:
+    def retire(self, section: Section, node: int) -> None:
         """A nameless file is freed, or becomes an orphan if it has readers or too many runs for this transaction."""
         plan, at = section.plan, self.at(node)
         if not plan[at] & LOCK_BUSY and self.content.release(section, node):
@@ -680,7 +607,7 @@ class Namespace:
             self.attempt(step, timeout)
             self.files.pop(path.text, None)
             if self.w[ORPHANS]:
-                self.drain_orphans()
+                self.store.sweep.drain_orphans()
         except BaseException:
             if self.w[TRASH] or self.w[ORPHANS]:  # perhaps ours: the next operation sees to it
                 self.store.dropped.append(None)
@@ -695,24 +622,15 @@ class Namespace:
                 raise NotADirectoryError(f"Not a directory: '{path.text}'")
             self.freeze(section, node)
             self.tree.unlink(section, node)
-            self.to_trash(section, node)
+            self.store.sweep.to_trash(section, node)
 
         try:
             self.attempt(step, timeout)
-            self.drain_trash()
+            self.store.sweep.drain_trash()
         except BaseException:
             if self.w[TRASH] or self.w[ORPHANS]:  # perhaps ours: the next operation sees to it
                 self.store.dropped.append(None)
             raise
-
-    def to_trash(self, section: Section, node: int) -> None:
-        """A nameless directory is freed piecemeal from now on. Its generation changes at once."""
-        plan, at = section.plan, self.at(node)
-        plan[at + N_GENERATION] = plan[at + N_GENERATION] + 2
-        plan.never_back(at + N_GENERATION, plan[at + N_GENERATION] + 2)
-        plan[at + N_PARENT] = 0
-        plan[at + N_SIBLINGS] = plan[TRASH]
-        plan[TRASH] = node
 
     # ---- renaming
 
@@ -811,7 +729,7 @@ class Namespace:
             self._behind_writers(dst, self.attempt, step, done, timeout)
             self.files.pop(src.text, None)
             if self.w[ORPHANS]:
-                self.drain_orphans()
+                self.store.sweep.drain_orphans()
         except BaseException:
             if self.w[TRASH] or self.w[ORPHANS]:  # perhaps ours: the next operation sees to it
                 self.store.dropped.append(None)
@@ -867,7 +785,7 @@ class Namespace:
         try:
             self._behind_writers(path, self.store.transact, step, done, timeout)
             if self.w[ORPHANS]:
-                self.drain_orphans()
+                self.store.sweep.drain_orphans()
         except BaseException:
             if self.w[ORPHANS]:  # perhaps ours: the next operation sees to it
                 self.store.dropped.append(None)
@@ -883,116 +801,6 @@ class Namespace:
             self._succeed(section, old, node)
         self.tree.publish_draft(section, node, parent, name)
         plan[at + N_STAMP] = stamp()
-
-    # ---- trees
-
-    def entries(self, path: Path, timeout: float | None) -> list[Entry]:
-        """The entries of a directory: all that were there throughout, each once. FileNotFoundError, NotADirectoryError."""
-        while True:
-            found = self.find(path, timeout)
-            if not found[0]:
-                raise FileNotFoundError(f"No such directory: '{path.text}'")
-            kind = self.kind_of(found)
-            if kind == KIND_FILE:
-                raise NotADirectoryError(f"Not a directory: '{path.text}'")
-            if kind != KIND_DIR:
-                continue
-            listed = self.entries_of(found[0], found[1], timeout)
-            if listed or self.is_directory(found[0], found[1]):  # else it was renamed or removed before it was listed
-                return listed
-
-    def entries_of(self, node: int, generation: int, timeout: float | None) -> list[Entry]:
-        """As `entries`, of a node; none if it is not that directory any more."""
-        some = self._entries_unlocked(node, generation)
-        return self._entries_by_visits(node, generation, timeout) if some is None else some
-
-    def is_directory(self, node: int, generation: int) -> bool:
-        """Whether a node is still that directory."""
-        return self.tree.kind(node) == KIND_DIR and self.w[self.at(node) + N_GENERATION] == generation
-
-    def counts(self) -> tuple[int, int]:
-        """How many files and directories there are, of one moment, without those that are being prepared."""
-        w = self.w
-        for _ in range(3):
-            names = w[TREE_SEQ]
-            files, directories, drafted = w[FILES], w[DIRS], w[DRAFTED]
-            if not names & 1 and not w[NAMESPACE] & 1 and w[TREE_SEQ] == names:
-                break
-        else:
-            files, directories, drafted = self.store.transact(lambda _: (w[FILES], w[DIRS], w[DRAFTED]), self.store.patience)
-        return files - (drafted >> 32), directories - (drafted & LOW32)
-
-    def _entry(self, node: int) -> Entry:
-        at = self.at(node)
-        return Entry(self.tree.name(at), self.tree.kind(node), node, self.w[at + N_GENERATION])
-
-    def _entries_unlocked(self, node: int, generation: int) -> list[Entry] | None:
-        """The entries, if no name changed meanwhile."""
-        w = self.w
-        for _ in range(2):
-            names = w[TREE_SEQ]
-            if names & 1 or w[NAMESPACE] & 1:
-                continue
-            try:
-                same = w[self.at(node) + N_GENERATION] == generation
-                listed = self._entries_now(node) if same else []
-            except MFSCorruptStoreError:
-                if w[TREE_SEQ] == names:
-                    raise
-                continue
-            if w[TREE_SEQ] == names:
-                return listed
-        return None
-
-    def _entries_now(self, node: int) -> list[Entry]:
-        """One walk along a directory's list: `_entry` of all, spelled out, since large directories pay for every call."""
-        w, mm, tree, nodes_at = self.w, self.tree.mm, self.tree, self.nodes_at
-        listed: list[Entry] = []
-        before = self.at(node) + D_CHILD
-        child, backed = w[before], w[NODE_BACKED]
-        while child:
-            if child >= backed or len(listed) > backed:
-                raise MFSCorruptStoreError("index", before * WORD, "a node", child)
-            at = nodes_at + child * NODE_WORDS
-            if w[at + N_PARENT] != node:
-                raise MFSCorruptStoreError("index", before * WORD, f"an entry of node {node}", child)
-            word = w[at + N_NAME]
-            size = word >> NAME_BYTES_SHIFT & 0xFFFF
-            start = (at + N_TEXT) * WORD
-            name = mm[start : start + size] if size <= TEXT_BYTES else tree.name(at)
-            listed.append(Entry(name, word >> KIND_SHIFT & 0xFF, child, w[at + N_GENERATION]))
-            before = at + N_SIBLINGS
-            child = w[before] & LOW32
-        return listed
-
-    def _entries_by_visits(self, node: int, generation: int, timeout: float | None) -> list[Entry]:
-        """A busy directory, some entries a visit. New ones come in front; a cursor that moved means from the start."""
-        w = self.w
-        seen: dict[bytes, Entry] = {}
-        last: list[Entry] = []
-
-        def visit(section: Section) -> bool:
-            if w[self.at(node) + N_GENERATION] != generation:
-                return True
-            child = w[self.at(node) + D_CHILD]
-            if last:
-                at = self.at(last[0].node)
-                if w[at + N_GENERATION] == last[0].generation and w[at + N_PARENT] == node:
-                    child = w[at + N_SIBLINGS] & LOW32
-            for _ in range(LISTED_A_VISIT):
-                if not child:
-                    return True
-                self.tree.check_child(child, node, self.at(node))
-                at = self.at(child)
-                entry = self._entry(child)
-                seen[entry.name] = entry
-                last[:] = [entry]
-                child = w[at + N_SIBLINGS] & LOW32
-            return False
-
-        while not self.store.transact(visit, timeout):
-            pass
-        return list(seen.values())
 
     # ---- copies
 
@@ -1054,7 +862,7 @@ class Namespace:
         at = self.at(node)
         if word & _WRITES == _WRITES:
             if units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
-                self.fit(node)
+                self.store.placement.fit(node)
             if word & REC_DIRTY:
                 w[at + N_STAMP] = time.monotonic_ns() // 1000 & STAMP_MASK  # `stamp`
         try:
@@ -1064,16 +872,16 @@ class Namespace:
                 self.store.publications.announce(node)
         kind = w[at + N_NAME] >> KIND_SHIFT
         if kind == KIND_ORPHAN:
-            self.drain_orphans()
+            self.store.sweep.drain_orphans()
         elif kind == KIND_DRAFT:
-            self._free_draft(node)
+            self.store.sweep.free_draft(node)
 
     def after_hold(self, node: int) -> None:
         """A request for a file's lock was taken back, and perhaps with it the last that kept it from being what it is."""
         if self.w[WATCHED]:
             self.store.publications.announce(node)
         if self.w[self.at(node) + N_NAME] >> KIND_SHIFT == KIND_ORPHAN:
-            self.drain_orphans()
+            self.store.sweep.drain_orphans()
 
     def announce(self, node: int) -> None:
         """A file has got its name or content, or a directory its name, unless it came to nothing (node 0)."""
@@ -1103,7 +911,7 @@ class Namespace:
 
         self.store.transact(step, self.store.patience)
         if w[ORPHANS]:
-            self.drain_orphans()
+            self.store.sweep.drain_orphans()
 
     def set_aside(self, record: int, directory: Path) -> None:
         """Rename the file that the record holds exclusively into a directory, which is made if it is missing. It keeps its
@@ -1128,274 +936,3 @@ class Namespace:
             suffix = b".%d" % number
             free = cut(name, NAME_BYTES_MAX - len(suffix)) + suffix
         return free
-
-    def fit(self, node: int) -> None:
-        """Give back the blocks beyond a file's size, unless they are pinned. REQUIRES its exclusive lock."""
-        at = self.at(node)
-
-        def step(section: Section) -> bool:
-            if section.plan[at + N_PIN] & LOW32:
-                return False
-            return self.content.shrink(section, at, self.w[at + N_SIZE])
-
-        while self.store.transact(step, self.store.patience):
-            pass
-
-    def fit_for_dead(self, slot: int, below: int, timeout: float | None) -> None:
-        """What `finish` does at a close, for the files that dead tenants of a slot were writing. Comes before its locks are
-        given back: while they stand, nobody else is in these files.
-
-        Each of them takes a visit to m[0], needed or not: what stands in its words until then may be a transaction that
-        the dead one left open there, and whoever gets the lock must not find that.
-        """
-        w = self.w
-        for record in self.store.rw.records(slot):
-            word = w[record]
-            if word & REC_STATE == HELD and word & REC_WRITER:
-                self.tree.check_node(word >> REC_NODE_SHIFT, record)
-                self._fit_for_dead(slot, below, record, word, timeout)
-
-    def _fit_for_dead(self, slot: int, below: int, record: int, word: int, timeout: float | None) -> None:
-        w, node, some = self.w, word >> REC_NODE_SHIFT, self.store.participants
-        at = self.at(node)
-
-        def step(section: Section) -> bool:
-            section.enter(node)
-            if not some.is_unreaped(slot, below) or w[record] != word:
-                return False
-            if self.tree.kind(node) != KIND_FILE or w[at + N_PIN] & LOW32:
-                return False
-            return self.content.shrink(section, at, w[at + N_SIZE])
-
-        while self.store.transact(step, timeout):
-            pass
-
-    def grow(self, node: int, size: int, timeout: float | None, until: float) -> None:
-        """Blocks for *size* bytes. REQUIRES the exclusive lock."""
-        at = self.at(node)
-        self.store.space.transact(lambda section: self.content.grow(section, at, size), timeout, until)
-
-    def unshare(self, node: int, keep: int, size: int, timeout: float | None, until: float = 0.0) -> None:
-        """Before a pinned file is changed: fresh blocks for *size* bytes with its first *keep*; the views keep the old.
-
-        REQUIRES the exclusive lock. With nothing to keep the file is left without blocks. The file's size becomes *keep*
-        in the same transaction, so that no death leaves more bytes than blocks.
-        """
-        at = self.at(node)
-        if not keep:
-            self.store.transact(lambda section: self._divorce(section, node), timeout)
-            return
-        held = [self.content.lease_pin()]
-        pin = held[0].word
-        try:
-            runs = self.content.runs(self.w, at)
-
-            def fill(target: Segment, offset: int) -> None:
-                self.store.arenas.copy_out(runs, keep, target, offset)
-
-            self.stash(pin, size, fill, lambda: self.w[at + N_PIN] >> 32, timeout, until)
-
-            def swap(section: Section) -> None:
-                self.content.release_for_stash(section, node)
-                self.content.take_from_stash(section, pin, node)
-                section.set(node, N_SIZE, keep)
-
-            self.store.transact(swap, timeout)
-        finally:
-            self.give_back_pin(held.pop())
-
-    def _divorce(self, section: Section, node: int) -> None:
-        if section.plan[self.at(node) + N_PIN] & LOW32:
-            self.content.divorce(section, node)
-            section.set(node, N_SIZE, 0)
-
-    # ---- views
-
-    def pin(self, found: Found, text: str, timeout: float | None, *, allow_abandoned: bool) -> tuple[Lease, int, int] | None:
-        """Pin a file's content: (its pin record, run, size), run 0 if it is empty; None if the file is another one by now.
-
-        The content stands in one run afterwards: a file that grew in pieces is moved, which takes its exclusive lock.
-        """
-        node, w, rw = found[0], self.w, self.store.rw
-        at = self.at(node)
-        pieces = w[at + N_RUNS] >> 32
-        held, pin = [rw.lease()], self.content.lease_pin()
-        try:
-            if not rw.lock(*found, held[0].word, REC_WRITER if pieces else 0, timeout):
-                return None
-            if w[at] & LOCK_ABANDONED and not allow_abandoned:
-                raise MFSAbandonedFileError(text)
-            if w[at + N_RUNS] >> 32 and not pieces:
-                return None  # it came in pieces since: once more, with the exclusive lock
-            return pin, *self.pin_held(node, pin.word, timeout)
-        finally:
-            rw.give_back(held.pop())
-
-    def pin_held(self, node: int, pin: int, timeout: float | None) -> tuple[int, int]:
-        """Pin the content of a file that we hold, exclusively if it is in pieces: (run, size), run 0 if it is empty."""
-        w, at = self.w, self.at(node)
-        size = w[at + N_SIZE]
-        if not size:
-            return 0, 0
-        self.content.check_size(at)
-        if w[at + N_RUNS] >> 32:
-            self.unite(node, size, timeout)
-        self.store.transact(lambda section: self.content.pin(section, node, pin), timeout)
-        return w[at + N_RUN], size
-
-    def unite(self, node: int, size: int, timeout: float | None) -> None:
-        """Have a file that nobody pins in one run. REQUIRES its exclusive lock. MFSViewError."""
-        at = self.at(node)
-        held = [self.content.lease_pin()]
-        pin = held[0].word
-        try:
-            runs = self.content.runs(self.w, at)
-            capacity = self.w[at + N_CAPACITY]
-
-            def fill(target: Segment, offset: int) -> None:
-                self.store.arenas.copy_out(runs, size, target, offset)
-
-            try:
-                self.stash(pin, capacity, fill, lambda: 0, timeout, charged=False)
-            except MFSNoSpaceError:
-                largest = self.store.sections.run(lambda section: self.content.blocks.largest_free_pages(section.plan), timeout)
-                raise MFSViewError(size, largest * PAGE) from None
-            self.store.transact(lambda section: self.content.exchange_runs(section, node, pin), timeout)
-        finally:
-            self.give_back_pin(held.pop())
-
-    # ---- freeing what has no name
-
-    def drain(self) -> None:
-        """Free everything that nobody can reach any more."""
-        if self.store.grafts.has_left:
-            self.store.grafts.drain_left()
-        if self.w[ORPHANS]:
-            self.drain_orphans()
-        if self.w[DRAFTS]:
-            self.drain_drafts()
-        if self.w[PINNED]:
-            self.drain_pinned()
-        if self.w[TRASH]:
-            self.drain_trash()
-        if self.w[SPACE_FIRST]:
-            self.store.space.drain()
-
-    def drain_trash(self) -> None:
-        while self.store.transact(self._empty_trash, self.store.patience):
-            pass
-        if self.w[ORPHANS]:
-            self.drain_orphans()
-
-    def _empty_trash(self, section: Section) -> bool:
-        """Free some nodes of the trash; whether there are more. Nobody can open them: the namespace word has changed."""
-        for _ in range(FREED_A_VISIT):
-            top = self.w[TRASH]
-            if not top:
-                return False
-            self.tree.check_child(top, 0, TRASH)
-            node = top
-            while self.tree.kind(node) == KIND_DIR and (child := self.w[self.at(node) + D_CHILD]):
-                self.tree.check_child(child, node, self.at(node) + D_CHILD)
-                node = child
-            kind = self.tree.kind(node)
-            if self.w[self.at(top) + D_DRAFTED]:
-                section.plan[DRAFTED] = section.plan[DRAFTED] - (1 if kind == KIND_DIR else 1 << 32)
-            if node == top:
-                section.plan[TRASH] = self.w[self.at(top) + N_SIBLINGS] & LOW32
-                self.tree.unmake(section, top, KIND_DIR)
-            else:
-                self.tree.unlink(section, node)
-                if kind == KIND_DIR:
-                    self.tree.unmake(section, node, KIND_DIR)
-                else:
-                    self._retire(section, node)
-            section.commit()
-        return True
-
-    def drain_orphans(self) -> None:
-        """Free files without a name that have no readers any more."""
-        while self.store.transact(lambda section: self._free_nameless(section, ORPHANS), self.store.patience):
-            pass
-
-    def drain_drafts(self) -> None:
-        """Free drafts that nobody writes any more."""
-        while self.store.transact(lambda section: self._free_nameless(section, DRAFTS), self.store.patience):
-            pass
-
-    def _free_draft(self, node: int) -> None:
-        """As `drain_drafts`, one that nobody writes, if it is a draft still."""
-
-        def step(section: Section) -> bool:
-            return self.tree.kind(node) == KIND_DRAFT and self._free_nameless(section, DRAFTS, [node])
-
-        while self.store.transact(step, self.store.patience):
-            pass
-
-    def _free_nameless(self, section: Section, ring: int, nodes: Iterable[int] | None = None) -> bool:
-        """Free some files of a ring, or some of these of it, that are not open; whether it is worth while to come again."""
-        freed = 0
-        for node in self.content.ring(ring) if nodes is None else nodes:
-            section.enter(node)
-            at = self.at(node)
-            if not self.w[at] & LOCK_BUSY:
-                freed += 1
-                before = self.content.charged(self.w[at + N_CAPACITY])
-                if self.content.release(section, node):
-                    section.plan[ORPHANED] = section.plan[ORPHANED] - before
-                    self.content.leave_ring(section, ring, node)
-                    section.plan[at + N_GENERATION] = section.plan[at + N_GENERATION] + 1 & ~1
-                    self.tree.free_node(section, node)
-                else:
-                    self.content.shrink(section, at, 0)
-                section.commit()
-            section.leave_nodes()
-            if freed == FREED_A_VISIT:
-                break
-        return freed > 0
-
-    def drain_pinned(self) -> None:
-        """Free orphaned content that nobody looks at any more and that one transaction could not free."""
-        while self.store.transact(self._free_unpinned, self.store.patience):
-            pass
-
-    def _free_unpinned(self, section: Section) -> bool:
-        for node in self.content.ring(PINNED):
-            if not self.w[self.at(node) + PN_COUNT]:
-                if self.content.few_runs(section.plan, self.at(node)):
-                    self.content.free_orphan(section, node)
-                else:
-                    self.content.shrink_orphan(section, node)
-                return True
-        return False
-
-    def reap(self, slot: int, below: int, timeout: float | None) -> bool:
-        """Give back pins, stashes and intents of tenants of a slot that were found dead, those of epochs below this one.
-
-        Comes last: the slot is noted as clean. False if it was.
-        """
-        at, some = self.store.layout.slot_at(slot), self.store.participants
-
-        def step(section: Section) -> bool:
-            if not some.is_unreaped(slot, below):
-                return False
-            self.store.grafts.abandon(section, at)
-            self.store.publications.forget(section, slot)
-            section.commit()
-            self.store.space.leave_all(section, slot)
-            freed = 0
-            backed = min(self.w[at + S_PINS], PINS)
-            for pin in range(at + PINS_AT, at + PINS_AT + backed * PIN_WORDS, PIN_WORDS):
-                if self.w[pin]:
-                    self.content.unpin(section, pin)
-                    section.commit()
-                    freed += 1
-                    if freed == FREED_A_VISIT:
-                        return True
-            return False
-
-        while self.store.transact(step, timeout):
-            pass
-        if self.w[DRAFTS]:
-            self.drain_drafts()
-        return self.store.transact(lambda _: some.note_clean(slot, below), timeout)

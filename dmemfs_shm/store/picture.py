@@ -133,7 +133,7 @@ class Picture:
         todo = [(b"", ROOT)]
         while todo:
             above, directory = todo.pop()
-            for name, kind, node, generation in space._entries_now(directory):
+            for name, kind, node, generation in self.store.listing.entries_now(directory):
                 path, times = above + b"/" + name, None
                 if kind == KIND_DIR:
                     todo.append((path, node))
@@ -185,7 +185,7 @@ class Picture:
             return shot
         finally:
             if pin:
-                store.names.give_back_pin(pin.pop())
+                store.placement.give_back_pin(pin.pop())
             rw.give_back(held.pop())
 
     def _shot(self, spot: Spot) -> Shot:
@@ -197,7 +197,7 @@ class Picture:
     def let_go(self, shot: Shot) -> None:
         """End the pin, if there is one."""
         if shot.pin:
-            self.store.names.give_back_pin(shot.pin.pop())
+            self.store.placement.give_back_pin(shot.pin.pop())
 
     # ---- everything at once
 
@@ -231,7 +231,7 @@ class Picture:
             return spots, shots, changed
         finally:
             while pins:
-                store.names.give_back_pin(pins.pop())
+                store.placement.give_back_pin(pins.pop())
 
     def _pin_all(self, section: Section, shots: list[Shot], pins: list[Lease]) -> None:
         for number, (shot, pin) in enumerate(zip(shots, pins, strict=False)):

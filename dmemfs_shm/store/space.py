@@ -291,7 +291,7 @@ class _Wait(Generic[T]):
             else:
                 self.store.work_off()
                 if self.store.reap_dead(0.0):
-                    self.store.names.drain()
+                    self.store.sweep.drain()
         except MFSStoreBusyError:
             if self.late:
                 raise

@@ -150,7 +150,7 @@ def work_on(link: Link, name: str) -> None:
             assert bytes(view[:5]) == b"again"
         fs._attached().reap_dead(DEADLINE_S)
         fs._attached().work_off()
-        fs._attached().names.drain()
+        fs._attached().sweep.drain()
         link.send(size())
 
 

@@ -22,21 +22,21 @@ from ..crash.harness import WordBuffer, instrument
 
 @contextlib.contextmanager
 def after_finding(fs: MemoryFileSystem, happens: Callable[[], Any], how: str = "find") -> Iterator[None]:
-    """Call happens() once, just after the next path was looked up (or, *how* "create", found to stand)."""
-    names: Any = fs._store.names
-    real = getattr(names, how)
+    """Call happens() once, just after the next path was looked up (or, *how* "create", found to stand; or "entries_of")."""
+    finder: Any = fs._store.listing if how == "entries_of" else fs._store.names
+    real = getattr(finder, how)
 
     def find(*args: Any) -> Any:
         found = real(*args)
-        setattr(names, how, real)
+        setattr(finder, how, real)
         happens()
         return found
 
-    setattr(names, how, find)
+    setattr(finder, how, find)
     try:
         yield
     finally:
-        setattr(names, how, real)
+        setattr(finder, how, real)
 
 
 @contextlib.contextmanager

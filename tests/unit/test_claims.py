@@ -525,13 +525,13 @@ def test_a_tree_that_is_being_freed(inbox: MemoryFileSystem, monkeypatch: pytest
     """Its files are what they were, and hang on nothing."""
     assert inbox._store is not None
     inbox.claim("/**").release()
-    names = inbox._store.names
-    monkeypatch.setattr(names, "drain_trash", lambda: None)
+    sweep = inbox._store.sweep
+    monkeypatch.setattr(sweep, "drain_trash", lambda: None)
     inbox.rmtree("/in")
     with pytest.raises(MFSTimeoutError):
         inbox.claim("/**", 0)
     monkeypatch.undo()
-    names.drain_trash()
+    sweep.drain_trash()
 
 
 def test_a_tree_that_was_removed_meanwhile(inbox: MemoryFileSystem) -> None:

@@ -387,17 +387,17 @@ def test_a_copy_under_way_keeps_the_account(fs: MemoryFileSystem) -> None:
 def test_a_large_write_goes_to_the_directory_that_stands_in_the_end(fs: MemoryFileSystem) -> None:
     """Its content was charged to one that was removed meanwhile, and then to another one of the same name."""
     limited(fs, "/a", 200_000)
-    names: Any = fs._store.names  # type: ignore[union-attr]
-    stash = names.stash
+    placement: Any = fs._store.placement  # type: ignore[union-attr]
+    stash = placement.stash
 
     def and_then(*args: Any, **options: Any) -> None:
         stash(*args, **options)
-        del names.stash
+        del placement.stash
         fs.rmtree("/a")
         limited(fs, "/a", limit)
 
     for limit in 300_000, 1000:
-        names.stash = and_then
+        placement.stash = and_then
         with pytest.raises(MFSDirectoryQuotaError) if limit == 1000 else contextlib.nullcontext():
             fs.write_bytes("/a/f", bytes(BIG))
         assert quotas(fs) == {"/a": (limit, BIG + PER_FILE if limit != 1000 else 0)}

@@ -282,20 +282,20 @@ def test_paths_are_those_of_one_moment(fs: MemoryFileSystem) -> None:
 
 def test_names_that_change_all_the_time(fs: MemoryFileSystem) -> None:
     """Then what stood throughout is there, and the call comes to its end."""
-    names: Any = fs._store.names  # type: ignore[union-attr]
+    listing: Any = fs._store.listing  # type: ignore[union-attr]
     fs.write_bytes("/f", b"content")
-    real = names.entries_of
+    real = listing.entries_of
 
     def entries_of(*args: Any) -> Any:
         fs.write_bytes("/busy", b"")
         fs.remove("/busy")
         return real(*args)
 
-    names.entries_of = entries_of
+    listing.entries_of = entries_of
     try:
         assert fs.export_tree() == {"/f": b"content"}
     finally:
-        names.entries_of = real
+        listing.entries_of = real
 
 
 def test_several_runs(fs: MemoryFileSystem) -> None:

@@ -646,7 +646,7 @@ def test_an_exception_after_the_blocks_have_changed(fs: MemoryFileSystem, change
     """A handle that was interrupted does not know its blocks any more: those it had may be a view's, or another file's."""
     fs.write_bytes("/f", pattern(5000))
     with fs.view("/f") as view, fs.open("/f", "r+b") as handle:
-        with interrupted_after(fs._store.names, "unshare"):
+        with interrupted_after(fs._store.placement, "unshare"):
             handle.write(b"new") if change == "write" else handle.truncate(1000)
         handle.seek(0)
         assert handle.write(b"new") == 3
@@ -660,7 +660,7 @@ def test_an_exception_after_blocks_were_given_back(fs: MemoryFileSystem) -> None
     """As above, and what the file had is another file's by now."""
     fs.write_bytes("/f", pattern(50_000))
     with fs.open("/f", "r+b") as handle:
-        with interrupted_after(fs._store.names, "fit"):
+        with interrupted_after(fs._store.placement, "fit"):
             handle.truncate(4096)
         fs.write_bytes("/other", pattern(40_000, 1))
         handle.seek(4096)

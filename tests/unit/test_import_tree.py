@@ -258,7 +258,7 @@ LOOKS: dict[str, Callable[[MemoryFileSystem], object]] = {
     "exists not yet": lambda fs: fs.exists("/new/0/0"),
     "read": lambda fs: fs.read_bytes("/there/1/1"),
     "entries of one that is known": lambda fs: sorted(
-        entry.name for entry in fs._store.names.entries_of(*fs._store.names.directories["/there/1"][:2], 0.0)
+        entry.name for entry in fs._store.listing.entries_of(*fs._store.names.directories["/there/1"][:2], 0.0)
     ),
     "listdir": lambda fs: fs.listdir("/there/1"),
     "stat": lambda fs: fs.stat("/there/1/1"),

@@ -572,8 +572,8 @@ def test_a_file_that_moves_past_a_survey(stores: Stores, monkeypatch: pytest.Mon
     fs = stores.private()
     fs.mkdir("/d")
     fs.write_bytes("/d/f", b"f")
-    names = fs._store.names
-    monkeypatch.setattr(names, "_entries_now", once(lambda: fs.rename("/d/f", "/f"), names._entries_now))
+    listing = fs._store.listing
+    monkeypatch.setattr(listing, "entries_now", once(lambda: fs.rename("/d/f", "/f"), listing.entries_now))
     other = restored(stores, stream_of(fs))
     assert look(other) == look(fs)
 

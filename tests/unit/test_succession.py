@@ -20,7 +20,8 @@ from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.identity import Participants, next_epoch
 from dmemfs_shm.store.inspection import inspect
 from dmemfs_shm.store.layout import INODE_MUTEXES, NODE_BREAK, NODE_FREE, REAPS
-from dmemfs_shm.store.namespace import Namespace
+from dmemfs_shm.store.placement import Placement
+from dmemfs_shm.store.sweep import Sweep
 
 from ..conftest import Stores
 from ..lockstore import BOTH
@@ -28,8 +29,8 @@ from ..processes import Child, Link, child, until
 
 STAGES = {
     "has the byte": (Participants, "introduce"),
-    "is introduced": (Namespace, "fit_for_dead"),
-    "has given back locks": (Namespace, "reap"),
+    "is introduced": (Placement, "fit_for_dead"),
+    "has given back locks": (Sweep, "reap"),
 }
 LATE_S = 0.3  # what a successor that should not wait, and does, is given to go wrong
 
@@ -202,7 +203,7 @@ def test_a_reaper_that_is_overtaken_takes_nothing(fs: MemoryFileSystem) -> None:
     assert can_be_locked_at_once(fs, "/held")
     with child("fork", hold_and_look, fs.name) as tenant:
         assert tenant.receive() == slot
-        assert not store._reap(*judged, None) and not store.names.reap(*judged, None)
+        assert not store._reap(*judged, None) and not store.sweep.reap(*judged, None)
         assert not can_be_locked_at_once(fs, "/held")
         assert [view.views for view in inspect(fs.name).participants if view.slot == slot] == [1]
         assert fs.check() == []
@@ -218,7 +219,7 @@ def test_a_reaper_that_is_overtaken_notes_nothing(fs: MemoryFileSystem) -> None:
     assert can_be_locked_at_once(fs, "/held")
     assert kill_holder(fs, "/held", "rb") == slot
     assert store.reap_dead(None) == 1
-    assert not store.names.reap(*judged, None)
+    assert not store.sweep.reap(*judged, None)
     assert store.participants.is_clean(slot, next_epoch(store.participants.epoch(slot)))
 
 

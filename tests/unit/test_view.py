@@ -411,7 +411,7 @@ def test_an_interrupted_writer_does_not_go_on_in_the_old_blocks(fs: MemoryFileSy
     """The file has other blocks already when an exception comes: what is written next goes into those."""
     fs.write_bytes("/f", pattern(5000))
     view = fs.view("/f")
-    give_back = fs._store.names.give_back_pin
+    give_back = fs._store.placement.give_back_pin
 
     def interrupted(pin: int) -> None:
         give_back(pin)
@@ -419,7 +419,7 @@ def test_an_interrupted_writer_does_not_go_on_in_the_old_blocks(fs: MemoryFileSy
 
     with fs.open("/f", "r+b") as handle:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fs._store.names, "give_back_pin", interrupted)
+            patch.setattr(fs._store.placement, "give_back_pin", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 change(handle)
         handle.seek(0)
