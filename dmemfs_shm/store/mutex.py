@@ -55,6 +55,7 @@ whose acquire was interrupted belongs to nobody.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import sys
@@ -62,7 +63,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import posix_ipc
 
@@ -87,6 +88,8 @@ if TYPE_CHECKING:
     from .identity import ByteLocks, Participants
     from .recovery import Recovery
 
+T = TypeVar("T")
+
 SLICE_S = 0.05
 GRACE_S = 1.0  # a mutex is waited for at least so long: less proves nothing but that its holder was not scheduled
 SPINS = 20
@@ -105,6 +108,8 @@ def _new_fence() -> None:
 
 
 os.register_at_fork(after_in_child=_new_fence)
+_collecting = threading.RLock()  # whoever turned garbage collection off; no child is forked meanwhile
+os.register_at_fork(before=_collecting.acquire, after_in_parent=_collecting.release, after_in_child=_collecting.release)
 _serials = itertools.count(1)
 
 
@@ -374,7 +379,7 @@ class Mutex:
         """
         gate, current_frames = self._gate, sys._current_frames
         try:
-            inside, frames = gate[0], current_frames()
+            inside, frames = _without_collection(lambda: (gate[0], current_frames()))
         except KeyError:
             return False
         return inside is other and not in_section(other, frames)
@@ -575,6 +580,19 @@ def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + max(timeout, GRACE_S)
 
 
+def _without_collection(look: Callable[[], T]) -> T:
+    """What *look* says of the frames of all threads. A garbage collection within `sys._current_frames` would stop the process
+    for ever (CPython 3.11 up to 3.11.8, gh-106883)."""
+    with _collecting:
+        was_on = gc.isenabled()
+        try:
+            gc.disable()
+            return look()
+        finally:
+            if was_on:
+                gc.enable()
+
+
 def in_section(thread: Thread, frames: dict[int, FrameType] | None = None) -> bool:
     """Whether the thread, which says it is inside a section, really is, or was when the *frames* of all were looked at.
 
@@ -584,7 +602,7 @@ def in_section(thread: Thread, frames: dict[int, FrameType] | None = None) -> bo
     """
     if thread.gone:
         return False
-    frame = (sys._current_frames() if frames is None else frames).get(thread.ident)
+    frame = (_without_collection(sys._current_frames) if frames is None else frames).get(thread.ident)
     if thread.ident == threading.get_ident():
         while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
             frame = frame.f_back

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dis
+import gc
 import itertools
 import mmap
 import os
@@ -1099,3 +1100,44 @@ def test_closing_beside_a_thread_that_waits(generations: Attachment) -> None:
         assert running.receive() is None
         running.join()
         assert running.process.exitcode == 0
+
+
+def look_while_garbage_is_collected(link: Link) -> None:
+    parked, go_on = threading.Event(), threading.Event()
+
+    def park() -> None:
+        other.append(mutex.Thread())
+        parked.set()
+        go_on.wait(DEADLINE_S)
+
+    other: list[mutex.Thread] = []
+    task = Task(park)
+    assert parked.wait(DEADLINE_S)
+    gc.set_threshold(5)
+    for _ in range(1000):
+        garbage: list[Any] = [threading.local()]  # whose end looks at all threads, too
+        garbage.append(garbage)
+        del garbage
+        assert not mutex.in_section(other[0])
+    assert gc.isenabled()
+    go_on.set()
+    task.result()
+    link.send("done")
+
+
+def test_looking_where_another_thread_is_while_garbage_is_collected() -> None:
+    """A collection within sys._current_frames() stops the process for ever, on CPython 3.11 up to 3.11.8."""
+    with child("spawn", look_while_garbage_is_collected) as running:
+        assert running.receive() == "done"
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_looking_where_another_thread_is_leaves_collection_as_it_was(is_on: bool) -> None:
+    others = in_thread(mutex.Thread)
+    before = gc.isenabled()
+    try:
+        (gc.enable if is_on else gc.disable)()
+        assert not mutex.in_section(others)
+        assert gc.isenabled() == is_on
+    finally:
+        (gc.enable if before else gc.disable)()
