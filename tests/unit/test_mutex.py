@@ -1127,7 +1127,7 @@ def look_while_garbage_is_collected(link: Link) -> None:
 
 def test_looking_where_another_thread_is_while_garbage_is_collected() -> None:
     """A collection within sys._current_frames() stops the process for ever, on CPython 3.11 up to 3.11.8."""
-    with child("spawn", look_while_garbage_is_collected) as running:
+    with child("fork", look_while_garbage_is_collected) as running:
         assert running.receive() == "done"
 
 
