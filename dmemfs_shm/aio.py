@@ -765,6 +765,10 @@ class AsyncMemoryFileSystem:
         """See `MemoryFileSystem.check`."""
         return await self._do("check")  # type: ignore[no-any-return]
 
+    async def recover(self) -> None:
+        """See `MemoryFileSystem.recover`."""
+        await self._do("recover")
+
     async def trim(self) -> int:
         """See `MemoryFileSystem.trim`."""
         return await self._do("trim")  # type: ignore[no-any-return]

@@ -958,6 +958,16 @@ class MemoryFileSystem:
         store.work_off()
         return load("dmemfs_shm.store.check").check(store, self._timeout)  # type: ignore[no-any-return]
 
+    def recover(self) -> None:
+        """Do for the dead now what is otherwise done when somebody needs it: free their locks, views, space and what they had
+        half prepared, and undo or end what they died in. Each thing done is a record (INFO) of the logger "dmemfs_shm".
+
+        MFSStoreBusyError if a process is stopped where that is to be done.
+        """
+        store = self._attached()
+        store.relieve(self._timeout)
+        store.work_off()
+
     def trim(self) -> int:
         """Give memory in which nothing is stored back to the system, by whole arenas; returns bytes."""
         store = self._attached()

@@ -1040,6 +1040,29 @@ def prune_private() -> None:
                 _destroy_if_unused(name)
 
 
+def destroy_if_deserted(name: str) -> bool:
+    """Destroy one of this user's stores, whatever its condition, unless a process has it, makes it or attaches it just now.
+
+    Whether it is gone. Who attaches has the attach byte until it has locked its slot's; we have that one meanwhile, and whoever
+    comes after us finds it destroyed. FileNotFoundError if there is none, MFSNotOwnerError if it is another user's.
+    """
+    full = names.index_name(name)
+    locks = ByteLocks(full)
+    try:
+        if name.startswith("@"):
+            _destroy_if_unused(name)
+        elif (
+            locks.try_lock(LB_INIT)
+            and locks.try_lock(LB_ATTACH)
+            and all(locks.is_free(LB_SLOT + slot) for slot in range(SLOTS_MAX))
+            and _same_file(locks.fd, full)
+        ):
+            _finish_destroying(full, locks.fd)
+        return not _same_file(locks.fd, full)
+    finally:
+        locks.close()
+
+
 # ---- fork
 
 

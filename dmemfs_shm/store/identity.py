@@ -391,6 +391,10 @@ class Participants:
     def since_ns(self, at: int) -> int:
         return self.w[at + S_SINCE]
 
+    def start_of(self, at: int) -> int:
+        """Start time of the tenant's process as `start_time` gives it; 0 if it did not find it out."""
+        return self.w[at + S_START]
+
     def describe(self, slot: int) -> str:
         """The tenant of a slot, for an error's text."""
         at = self.layout.slot_at(slot)

@@ -1,5 +1,7 @@
 """What a store is like, seen from outside: `inspect` and `survey` read everything and take part in nothing.
 
+`why_deserted` and `leftovers` say what nobody will ever use again.
+
 Guarantees. Both end within seconds, whatever the other processes do: all dead, or stopped inside a critical section, or
 storing at full speed. They work on stores that are damaged, unfinished, destroyed or of another version, and say so; for
 root also on another user's. Each section is read by itself: what one of them meets in a damaged store costs the others
@@ -23,7 +25,7 @@ import uuid as uuids
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
@@ -98,6 +100,7 @@ from .layout import (
     PAGE_WORDS,
     PARAMS_BYTES_MAX,
     PARAMS_OFFSET,
+    PARKS,
     PD_FREE,
     PD_SHIFT,
     PIN_WORDS,
@@ -125,10 +128,16 @@ from .layout import (
     S_CLAIM,
     S_PINS,
     S_RECORDS,
+    S_SLEEPERS,
+    SLOT_WORDS,
+    SLOTS_AT,
     SLOTS_BACKED,
+    SPACE_FIRST,
     STATE_READY,
     STORE,
+    SW_WORDS,
     TRASH,
+    TREE_SEQ,
     USED,
     W_BACKEND,
     W_CREATED,
@@ -161,6 +170,8 @@ _PAUSE_S = 0.01
 _DOUBTS_MOST = 100  # a section
 _RUNS_LOOKED_AT = 1 << 14
 _PRIVATE = re.compile(r"@[0-9a-f]{32}\Z")
+_BELONGING = re.compile(r"(?:sem\.)?dmemfs-([0-9a-f]{32})\.")
+_MAPPED = re.compile(rb" /dev/shm/(\S+)")
 _STATES = {QUEUED: "waiting", GRANTED: "granted"}
 
 
@@ -192,6 +203,92 @@ def survey(uid: int | None = None) -> list[Summary]:
             found.append(_Inspector(observer).summarise())
         finally:
             observer.close()
+    return found
+
+
+def why_deserted(name: str, *, even_if_left: bool = False) -> str | None:
+    """Why no process has one of this user's stores and none will come back to it; None if one has it, or may.
+
+    A named store that everybody left in order stands for the next one to come: it counts only if *even_if_left*.
+    What cannot be told (another version's, a damaged one's participants) counts as no reason. FileNotFoundError.
+    """
+    observer = _observe(name, None)
+    try:
+        line = _Inspector(observer).summarise()
+        if line.condition in (snapshot.UNFINISHED, snapshot.DESTROYED):
+            what = "its creator died" if line.condition == snapshot.UNFINISHED else "it was destroyed, not all of it is gone"
+            return None if observer.locked(LB_INIT) else what
+        if line.private:
+            return None if observer.locked(LB_LIFE) or line.alive is None else "private, and no process has it"
+        if line.alive is None or line.alive or observer.locked(LB_ATTACH):
+            return None
+        if line.dead:
+            return "its participant is dead" if line.dead == 1 else f"all its {line.dead} participants are dead"
+        return "nobody is attached" if even_if_left else None
+    finally:
+        observer.close()
+
+
+class Leftover(NamedTuple):
+    """Segments and semaphores of a store whose index is gone, which nobody can attach or destroy any more."""
+
+    uuid: str
+    segments: tuple[str, ...]
+    semaphores: tuple[str, ...]
+    memory_bytes: int
+
+
+def leftovers() -> list[Leftover]:
+    """What this user's stores left in /dev/shm beside an index, by uuid, unless a process that we can see has it mapped.
+
+    The entries are listed before the indexes are asked whose they are: a store's index comes before its other entries and
+    goes after them, so what then belongs to none is nobody's.
+    """
+    found: dict[str, list[str]] = {}
+    for entry in sorted(os.listdir(names.SHM_DIR)):
+        match = _BELONGING.match(entry)
+        if match:
+            found.setdefault(match[1], []).append(entry)
+    for uuid in map(_uuid_of, names.stores(os.geteuid())):
+        found.pop(uuid, None)
+    if not found:
+        return []
+    mapped = _mapped()
+    gathered = (_leftover(uuid, entries) for uuid, entries in found.items() if not mapped & set(entries))
+    return [leftover for leftover in gathered if leftover.segments or leftover.semaphores]
+
+
+def _uuid_of(store: tuple[int, str]) -> str:
+    """The uuid in the head of an index, as the names of its belongings have it; "" if there is none."""
+    with contextlib.suppress(OSError):
+        fd = segment.open_fd(names.index_name(store[1], store[0]), readonly=True)
+        try:
+            head = segment.read(fd, W_IDENTITY_END * WORD, 0).ljust(W_IDENTITY_END * WORD, b"\0")
+        finally:
+            segment.close_fd(fd)
+        words = memoryview(head).cast("Q")
+        return uuids.UUID(int=words[W_UUID_HIGH] << 64 | words[W_UUID_LOW]).hex
+    return ""
+
+
+def _leftover(uuid: str, entries: list[str]) -> Leftover:
+    kept, memory = [], 0
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):
+            stat = os.stat(f"{names.SHM_DIR}/{entry}")
+            if stat.st_uid == os.geteuid():
+                kept.append(entry)
+                memory += stat.st_blocks * 512
+    semaphores = tuple("/" + entry[4:] for entry in kept if entry.startswith("sem."))
+    return Leftover(uuid, tuple("/" + entry for entry in kept if not entry.startswith("sem.")), semaphores, memory)
+
+
+def _mapped() -> set[str]:
+    """The entries of /dev/shm that processes have mapped, as far as /proc shows us."""
+    found: set[str] = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
+            found.update(os.fsdecode(path) for path in _MAPPED.findall(maps.read()))
     return found
 
 
@@ -243,6 +340,7 @@ class _Inspector:
         activity = self.look("activity", self.activity)
         participants = self.look("participants", self.participants)
         locks = self.look("locks", self.locks)
+        space_waits = self.look("space waits", self.space_waits)
         quota = self.look("quota", self.quota)
         arenas = self.look("arenas", self.arenas)
         memory = self.look("memory", functools.partial(self.memory, arenas or ()))
@@ -261,6 +359,7 @@ class _Inspector:
             largest_free_run_bytes=run,
             participants=participants,
             locks=locks,
+            space_waits=space_waits,
             mutexes=mutexes,
             activity=activity,
             largest_files=scanned[1] if scanned else None,
@@ -679,6 +778,8 @@ class _Inspector:
                     locks_held=states.total() - states[FREE] - states[QUEUED],
                     locks_waited_for=states[QUEUED],
                     views=self._views(slot),
+                    started=some.start_of(at),
+                    sleepers=self.w[at + S_SLEEPERS].bit_count() if alive else 0,
                 )
             )
         return tuple(found)
@@ -720,6 +821,22 @@ class _Inspector:
                         )
                     )
         return tuple(sorted(found, key=lambda lock: (lock.path, lock.state == "waiting", lock.since)))
+
+    def space_waits(self) -> tuple[snapshot.SpaceWait, ...]:
+        """Who waits for space, the first one first. The queue changes meanwhile: it is read as far as it leads somewhere."""
+        some, layout = self.observer.participants, self.observer.layout
+        found: list[snapshot.SpaceWait] = []
+        record, end = self.w[SPACE_FIRST], layout.slot_at(len(self.observer.slots()))
+        while SLOTS_AT <= record < end and len(found) < layout.slots * PARKS:
+            links, wanted, account, _ = self.w.read(record, SW_WORDS)
+            slot = (record - SLOTS_AT) // SLOT_WORDS
+            if wanted:
+                at = layout.slot_at(slot)
+                directory = self._path(self.observer.node(account)[Q_DIRECTORY]) if account else None
+                alive, command = self._is_alive(slot), some.command(slot)
+                found.append(snapshot.SpaceWait(slot, some.pid(at), alive, command, wanted, directory))
+            record = links & LOW32
+        return tuple(found)
 
     # ---- mutexes
 
@@ -780,6 +897,7 @@ class _Inspector:
         return snapshot.Activity(
             recoveries=w[RECOVERIES],
             reaps=w[REAPS],
+            name_changes=w[TREE_SEQ] // 2,
             creating=observer.locked(LB_INIT),
             attaching=observer.locked(LB_ATTACH),
             recovering=observer.locked(LB_RECOVER),

@@ -21,6 +21,7 @@ from . import names, segment
 from .identity import ByteLocks, Participants
 from .journal import Words
 from .layout import (
+    D_CHILD,
     KIND_DIR,
     KIND_DRAFT,
     KIND_FILE,
@@ -29,6 +30,7 @@ from .layout import (
     N_NAME,
     N_NEXT,
     N_PARENT,
+    N_SIBLINGS,
     N_TEXT,
     NAME_BYTES_MAX,
     NAME_BYTES_SHIFT,
@@ -179,6 +181,26 @@ class Observer:
         if len(self._paths) < 65536:
             self._paths[start] = path
         return path
+
+    def forget_paths(self) -> None:
+        """What was found of paths is kept for a look at everything; who looks again later wants to see what was renamed."""
+        self._paths.clear()
+
+    def entries(self, directory: int) -> list[tuple[str, bool, int]]:
+        """(name, whether it is a directory, node) of what is in a directory, as far as its list leads while it changes."""
+        words = self.node(directory)
+        if words[N_NAME] >> KIND_SHIFT & 0xFF != KIND_DIR:
+            return []
+        found: dict[int, tuple[str, bool, int]] = {}
+        node = words[D_CHILD]
+        while node and node not in found:
+            words = self.node(node)
+            kind = words[N_NAME] >> KIND_SHIFT & 0xFF
+            if words[N_PARENT] != directory or kind not in (KIND_FILE, KIND_DIR):
+                break
+            found[node] = self._text(words), kind == KIND_DIR, node
+            node = words[N_SIBLINGS] & LOW32
+        return [*found.values()]
 
     def _text(self, words: memoryview) -> str:
         size = words[N_NAME] >> NAME_BYTES_SHIFT & 0xFFFF

@@ -104,7 +104,11 @@ class Arena:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Participant:
-    """pid is that of its own pid namespace; stopped is None where that cannot be told from here."""
+    """pid is that of its own pid namespace; stopped is None where that cannot be told from here.
+
+    started: of its process, clock ticks since boot (0: unknown); with it a pid that was used again is told from this one.
+    sleepers: threads that wait for a file to come.
+    """
 
     slot: int
     pid: int
@@ -116,6 +120,8 @@ class Participant:
     locks_held: int
     locks_waited_for: int
     views: int
+    started: int
+    sleepers: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,6 +140,18 @@ class Lock:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SpaceWait:
+    """Somebody who waits for space. directory: whose quota has none; None if it is the store's."""
+
+    slot: int
+    pid: int
+    alive: bool
+    command: str
+    wanted_bytes: int
+    directory: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Mutex:
     """state "free", "held", "dead" (its holder died; whoever comes next repairs it) or "revoked" (just now)."""
 
@@ -148,10 +166,12 @@ class Mutex:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Activity:
-    """recoveries, reaps: so far. The others: whether somebody is at it now. life_held: of a private store, its users."""
+    """recoveries, reaps, name_changes (commits that made, moved or removed names): so far. The others: whether somebody is
+    at it now. life_held: of a private store, its users."""
 
     recoveries: int
     reaps: int
+    name_changes: int
     creating: bool
     attaching: bool
     recovering: bool
@@ -194,6 +214,7 @@ class Inspection:
     largest_free_run_bytes: int | None = None
     participants: tuple[Participant, ...] | None = None
     locks: tuple[Lock, ...] | None = None
+    space_waits: tuple[SpaceWait, ...] | None = None
     mutexes: tuple[Mutex, ...] | None = None
     activity: Activity | None = None
     largest_files: tuple[File, ...] | None = None

@@ -604,6 +604,28 @@ def test_quotas_of_directories(stores: Stores) -> None:
     fs.close()
 
 
+def wait_for_space(link: Link, name: str, directory: str) -> None:
+    """Wait until a directory with a quota of 1000 has room for what it never has."""
+    fs = MemoryFileSystem.attach(name)
+    fs.write_bytes(f"{directory}/first", bytes(500))
+    fs.write_bytes(f"{directory}/second", bytes(500), space_timeout=1000.0)
+
+
+def test_who_waits_for_space(named: MemoryFileSystem, store_name: str) -> None:
+    named.mkdir("/limited")
+    named.set_quota("/limited", 1000)
+    assert seen(store_name).space_waits == ()
+    with child("fork", wait_for_space, store_name, "/limited") as waiter:
+        until(lambda: bool(look(store_name).space_waits), "it waits")
+        (wait,) = seen(store_name).space_waits or ()
+        assert (wait.pid, wait.alive, wait.wanted_bytes, wait.directory) == (waiter.pid, True, 512 + 128, "/limited")
+        waiter.kill()
+        (wait,) = seen(store_name).space_waits or ()
+        assert not wait.alive
+    named.recover()
+    assert seen(store_name).space_waits == ()
+
+
 # --- the document ----------------------------------------------------------------------------------------------------
 
 TYPES: dict[str, tuple[type, ...]] = {
@@ -663,6 +685,9 @@ def test_the_document_is_as_documented(furnished: Words, named: MemoryFileSystem
     there = set()
     named.mkdir("/limited")
     named.set_quota("/limited", 1000)
+    with child("fork", wait_for_space, store_name, "/limited"):
+        until(lambda: bool(look(store_name).space_waits), "it waits")
+        there |= compare(json.loads(json.dumps(look(store_name).to_dict())), fields)
     with named.open("/0"):
         for word, value in ((0, None), (USED, 1 << 60), (W_SLOTS, 0), (W_VERSION, 9), (W_STATE, 0)):
             if value is not None:
