@@ -33,7 +33,7 @@ def _stuck(seen: Inspection) -> list[str]:
             continue
         inside = [mutex.number for mutex in seen.mutexes or () if mutex.holder_slot == who.slot and mutex.state == "held"]
         what = f"Process {who.pid} ({who.command}) is stopped"
-        cure = f"Let it go on (kill -CONT {who.pid}) or end it (kill -KILL {who.pid})."
+        cure = f"Let it go on (kill -CONT {who.pid}) or end it (dmemfs-shm kick {who.pid} --yes)."
         if inside:
             numbers = " and ".join(map(str, inside))
             found.append(f"{what} inside mutex {numbers}, and everybody who needs that waits for it. {cure}")

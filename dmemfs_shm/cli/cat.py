@@ -9,6 +9,8 @@ import click
 
 from ..errors import MFSViewError
 from ..filesystem import MemoryFileSystem
+from ..handle import MemoryFileHandle
+from . import complete
 from .common import allow_abandoned_option, attached, lock_timeout_option, store_argument
 
 _CHUNK_BYTES = 1 << 20
@@ -16,7 +18,7 @@ _CHUNK_BYTES = 1 << 20
 
 @click.command()
 @store_argument
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=complete.paths)
 @lock_timeout_option
 @allow_abandoned_option
 def command(name: str, paths: tuple[str, ...], lock_timeout: float, *, allow_abandoned: bool) -> None:
@@ -28,7 +30,7 @@ def command(name: str, paths: tuple[str, ...], lock_timeout: float, *, allow_aba
     sys.stdout.flush()
 
 
-def copy_out(fs: MemoryFileSystem, path: str, out: BinaryIO, *, allow_abandoned: bool) -> int:
+def copy_out(fs: MemoryFileSystem, path: str, out: BinaryIO | MemoryFileHandle, *, allow_abandoned: bool) -> int:
     """Write a file's bytes to a stream; its lock is not kept meanwhile, unless it is in pieces. Returns how many."""
     size = 0
     try:

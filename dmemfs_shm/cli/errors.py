@@ -1,7 +1,7 @@
 """What each error means on the command line: one line that says what to do, and an exit code:
 
 0    done
-1    check or inspect found something wrong
+1    check, inspect or doctor found something wrong
 2    the command was not understood, or a value in it is not possible
 3    no such store, file or directory
 4    it exists already, or stands with other parameters
@@ -56,7 +56,7 @@ PIPE_CLOSED: Final = 141
 
 EXIT_CODES: Final = {
     OK: "done",
-    FOUND: "check or inspect found something wrong",
+    FOUND: "check, inspect or doctor found something wrong",
     USAGE: "the command was not understood, or a value in it is not possible",
     MISSING: "no such store, file or directory",
     EXISTS: "it exists already, or stands with other parameters",
@@ -97,6 +97,9 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], int, str], ...]] = (
 _BY_COMMAND: Final = {
     ("init", FileExistsError): "Use it, give --exist-ok, or destroy it first.",
     ("cat", IsADirectoryError): "List it with ls, or copy it with get.",
+    ("cp", IsADirectoryError): "Give -r to copy a directory with everything in it.",
+    ("cp", FileExistsError): "Give -f to replace a file.",
+    ("mv", FileExistsError): "Give -f to replace a file with a file.",
     ("rm", IsADirectoryError): "Give -r to remove a directory with everything in it.",
     ("rm", MFSLockTimeoutError): "Try again, or end the holder.",
 }

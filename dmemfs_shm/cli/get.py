@@ -7,8 +7,9 @@ import os
 import click
 
 from ..filesystem import MemoryFileSystem
+from . import complete
 from .cat import copy_out
-from .common import allow_abandoned_option, attached, lock_timeout_option, store_argument
+from .common import allow_abandoned_option, attached, base_of, lock_timeout_option, quiet_option, store_argument
 from .progress import Progress
 from .sizes import format_size
 from .text import count
@@ -18,11 +19,11 @@ _PART = ".dmemfs-part"
 
 @click.command()
 @store_argument
-@click.argument("path")
-@click.argument("local")
+@click.argument("path", shell_complete=complete.paths)
+@click.argument("local", shell_complete=complete.local)
 @lock_timeout_option
 @allow_abandoned_option
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing when it is done.")
+@quiet_option
 def command(name: str, path: str, local: str, lock_timeout: float, *, allow_abandoned: bool, quiet: bool) -> None:
     """Copy the file or directory PATH of the store NAME to LOCAL.
 
@@ -30,7 +31,7 @@ def command(name: str, path: str, local: str, lock_timeout: float, *, allow_aban
     is replaced when the new one is complete.
     """
     with attached(name, lock_timeout) as fs:
-        base = os.path.basename(path.replace("\\", "/").rstrip("/"))
+        base = base_of(path)
         target = os.path.join(local, base) if os.path.isdir(local) and base else local
         items = _tree(fs, path, target) if fs.stat(path)["is_dir"] else [(path, target, fs.get_size(path))]
         done = files = 0

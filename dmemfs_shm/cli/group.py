@@ -13,19 +13,35 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from .errors import EXIT_CODES, INTERRUPTED, PIPE_CLOSED, USAGE, Failure, explain, one_line
 
 COMMANDS: Final = {
     "init": "Create a store.",
     "list": "List the stores there are.",
+    "df": "Show how full stores and /dev/shm are.",
     "inspect": "Show who is attached, what is locked, and where quota and memory went.",
+    "top": "Show what goes on in a store, live.",
+    "locks": "Show who has which file open, and who waits for it.",
     "ls": "List a directory of a store.",
+    "tree": "Draw the directories and files of a store.",
     "cat": "Write files of a store to standard output.",
     "put": "Copy files and directories into a store.",
     "get": "Copy a file or directory out of a store.",
+    "cp": "Copy files and directories within a store.",
+    "mv": "Move or rename files and directories within a store.",
     "rm": "Remove files, or directories with -r.",
+    "snapshot": "Save everything in a store in a file.",
+    "restore": "Read what snapshot saved into a store.",
     "check": "Check every invariant of a store.",
+    "doctor": "Look at the machine, and say what is in the way of stores and what to do.",
+    "kick": "Show what a process holds up, and kill it with --yes.",
+    "recover": "Do for the dead now what is to be done.",
+    "trim": "Give unused memory of a store back to the system.",
+    "prune": "Show what nobody uses any more in /dev/shm, and remove it with --yes.",
+    "metrics": "Print figures of stores as Prometheus reads them.",
+    "completion": "Print what makes a shell complete commands, stores and paths.",
     "destroy": "Take a store away, with all that is in it.",
 }
 
@@ -41,6 +57,11 @@ class Commands(click.Group):
             return None
         command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Without loading what is only named."""
+        named = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return named + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

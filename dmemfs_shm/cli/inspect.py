@@ -50,7 +50,8 @@ def report(seen: Inspection) -> list[Section]:
         *_advice(seen),
         *_space(seen),
         *_participants(seen),
-        *_locks(seen),
+        *locks(seen),
+        *space_waits(seen),
         *_mutexes(seen),
         *_files(seen),
         *_arenas(seen),
@@ -189,7 +190,8 @@ def _pid_namespace() -> int:
         return 0
 
 
-def _locks(seen: Inspection) -> list[Section]:
+def locks(seen: Inspection) -> list[Section]:
+    """The table of file locks."""
     if seen.locks is None:
         return []
     columns = [
@@ -217,6 +219,28 @@ def _locks(seen: Inspection) -> list[Section]:
     hidden = len(seen.locks) - len(rows)
     more = f"and {hidden:,} more: --json has them all" if hidden else ""
     return [Table("File locks", columns, rows, more=more, empty="no file is open")]
+
+
+def space_waits(seen: Inspection) -> list[Section]:
+    """Who waits for space, if anybody does."""
+    if not seen.space_waits:
+        return []
+    columns = [
+        Column("PID", right=True),
+        Column("WANTS", right=True),
+        Column("OF", folds=True),
+        Column("COMMAND", folds=True, since=72),
+    ]
+    rows: list[list[Words]] = [
+        [
+            str(wait.pid) if wait.alive else Cell(f"{wait.pid} dead", BAD),
+            format_size(wait.wanted_bytes),
+            wait.directory or "the store",
+            wait.command,
+        ]
+        for wait in seen.space_waits
+    ]
+    return [Table("Waiting for space", columns, rows)]
 
 
 def _mutexes(seen: Inspection) -> list[Section]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
 from ..filesystem import MemoryFileSystem
-from .common import attached, display, on_terminal, store_argument
+from . import complete
+from .common import attached, display, emit, json_option, on_terminal, store_argument
 from .report import DIM, WARN, Cell, Column, Table, Words
 from .sizes import format_size
 from .text import moment, printable, raw
@@ -15,15 +17,20 @@ from .text import moment, printable, raw
 
 @click.command()
 @store_argument
-@click.argument("path", default="/")
+@click.argument("path", default="/", shell_complete=complete.paths)
 @click.option("-l", "--long", "with_details", is_flag=True, help="With size, time, and whether it is whole.")
 @click.option("--bytes", "exact", is_flag=True, help="With -l: sizes as plain numbers of bytes.")
-def command(name: str, path: str, *, with_details: bool, exact: bool) -> None:
+@json_option
+def command(name: str, path: str, *, with_details: bool, exact: bool, as_json: bool) -> None:
     """List PATH, by default the root, in the store NAME. Directories end with a slash."""
     with attached(name) as fs:
         is_dir = fs.stat(path)["is_dir"]
         names = sorted(fs.listdir(path)) if is_dir else [path]
         folder = path if is_dir else ""
+        if as_json:
+            entries = [entry_of(fs, f"{folder.rstrip('/')}/{entry}" if is_dir else entry) for entry in names]
+            emit({"store": name, "path": path, "entries": [entry for entry in entries if entry]})
+            return
         if with_details:
             display([_table(fs, folder, names, exact=exact)])
             return
@@ -34,6 +41,23 @@ def command(name: str, path: str, *, with_details: bool, exact: bool) -> None:
             else:
                 sys.stdout.flush()
                 sys.stdout.buffer.write(raw(text) + b"\n")
+
+
+def entry_of(fs: MemoryFileSystem, path: str) -> dict[str, Any] | None:
+    """What a document says of a file or directory; None if it was removed meanwhile."""
+    try:
+        stat = fs.stat(path)
+    except FileNotFoundError:
+        return None
+    return {
+        "path": path,
+        "is_dir": stat["is_dir"],
+        "size_bytes": stat["size"],
+        "created": stat["created_at"],
+        "modified": stat["modified_at"],
+        "generation": stat["generation"],
+        "abandoned": stat["abandoned"],
+    }
 
 
 def _table(fs: MemoryFileSystem, folder: str, names: list[str], *, exact: bool) -> Table:

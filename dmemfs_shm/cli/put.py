@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, NamedTuple
 import click
 
 from ..filesystem import MemoryFileSystem
-from .common import attached, lock_timeout_option, note, store_argument
+from . import complete
+from .common import attached, into, lock_timeout_option, note, quiet_option, store_argument
 from .progress import Progress
 from .sizes import format_size
 from .text import count
@@ -30,10 +31,10 @@ class Item(NamedTuple):
 
 @click.command()
 @store_argument
-@click.argument("sources", nargs=-1, required=True, metavar="LOCAL...")
-@click.argument("path")
+@click.argument("sources", nargs=-1, required=True, metavar="LOCAL...", shell_complete=complete.local)
+@click.argument("path", shell_complete=complete.paths)
 @lock_timeout_option
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing when it is done.")
+@quiet_option
 def command(name: str, sources: tuple[str, ...], path: str, lock_timeout: float, *, quiet: bool) -> None:
     """Copy LOCAL files and directories (with all that is in them) to PATH in the store NAME.
 
@@ -42,8 +43,8 @@ def command(name: str, sources: tuple[str, ...], path: str, lock_timeout: float,
     A LOCAL of - is standard input.
     """
     with attached(name, lock_timeout) as fs:
-        into = len(sources) > 1 or path.endswith("/") or fs.is_dir(path)
-        items = [item for source in sources for item in _plan(source, path, into=into)]
+        inside = into(fs, sources, path)
+        items = [item for source in sources for item in _plan(source, path, inside=inside)]
         total = sum(item.size_bytes for item in items)
         done = files = 0
         with Progress("put", total, len(items)) as progress:
@@ -60,14 +61,14 @@ def command(name: str, sources: tuple[str, ...], path: str, lock_timeout: float,
         click.echo(f"Put {count(files, 'file')}, {format_size(done)}.")
 
 
-def _plan(source: str, path: str, *, into: bool) -> list[Item]:
+def _plan(source: str, path: str, *, inside: bool) -> list[Item]:
     """What becomes of one LOCAL; nothing is copied before all of it is known."""
     if source == "-":
-        if into:
+        if inside:
             raise click.UsageError("standard input has no name of its own: PATH must be the file's.")
         return [Item("-", path, 0)]
     base = os.path.basename(os.path.abspath(source))
-    target = f"{path.rstrip('/')}/{_good_name(base, source)}" if into else path
+    target = f"{path.rstrip('/')}/{_good_name(base, source)}" if inside else path
     mode = os.stat(source)
     if not stat.S_ISDIR(mode.st_mode):
         return [Item(source, target, mode.st_size)]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.padding import Padding
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
@@ -23,6 +26,27 @@ def show(sections: list[Section]) -> None:
             console.print()
         for part in _rich(section, console.width):
             console.print(part)
+
+
+class Screen:
+    """A report that takes the whole terminal, and is shown anew in its place; at the end what was there before is back."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, screen=True, auto_refresh=False, vertical_overflow="crop")
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.__exit__(kind, value, trace)
+
+    def show(self, sections: list[Section]) -> None:
+        parts: list[RenderableType] = []
+        for number, section in enumerate(sections):
+            parts += ["", *_rich(section, self._console.width)] if number else [*_rich(section, self._console.width)]
+        self._live.update(Group(*parts), refresh=True)
 
 
 def _rich(section: Section, width: int) -> Iterator[RenderableType]:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from dmemfs_shm import MemoryFileSystem
 from dmemfs_shm.cli import main
@@ -28,26 +24,15 @@ from dmemfs_shm.cli.text import age, printable, raw
 from dmemfs_shm.store import names
 from dmemfs_shm.store.layout import FINGERPRINT, USED, W_FINGERPRINT, W_VERSION, WORD
 
+from ..command_line import REPOSITORY, Run, bare, command, in_pipe, on_terminal, run_here
 from ..conftest import MIB, Stores
 from ..processes import DEADLINE_S, Link, child, held_open
-
-REPOSITORY = Path(__file__).parents[2]
-Run = Callable[..., Result]
 
 
 @pytest.fixture
 def run() -> Run:
     """Runs the command line in this process."""
-
-    def invoke(*arguments: object, stdin: bytes | str | None = None) -> Result:
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        if result.exit_code not in (0, 1):
-            assert re.fullmatch(r"dmemfs-shm: [^\n]+\n", result.stderr), result.stderr
-        return result
-
-    return invoke
+    return run_here
 
 
 @pytest.fixture
@@ -59,50 +44,6 @@ def store(stores: Stores, run: Run) -> str:
     stores.watch(with_fs)
     with_fs.close()
     return name
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "dmemfs_shm", *map(str, arguments)]
-
-
-def in_pipe(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """The command line in a process of its own, without a terminal."""
-    return subprocess.run(
-        command(*arguments), input=stdin, capture_output=True, cwd=REPOSITORY, timeout=DEADLINE_S, check=False
-    )
-
-
-def on_terminal(*arguments: object, columns: int = 100, answer: str = "") -> tuple[str, int]:
-    """What the command line prints on a terminal of that width, and its exit code."""
-    primary, secondary = pty.openpty()
-    environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm-256color"}
-    environment.pop("NO_COLOR", None)
-    ends = {"stdin": secondary, "stdout": secondary, "stderr": secondary}
-    out = b""
-    with subprocess.Popen(command(*arguments), cwd=REPOSITORY, env=environment, start_new_session=True, **ends) as process:
-        os.close(secondary)
-        if answer:
-            os.write(primary, answer.encode())
-        deadline = time.monotonic() + DEADLINE_S
-        try:
-            while select.select([primary], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                try:
-                    chunk = os.read(primary, 65536)
-                except OSError:  # EIO: the other end is closed
-                    break
-                if not chunk:
-                    break
-                out += chunk
-            code = process.wait(DEADLINE_S)
-        finally:
-            process.kill()
-            os.close(primary)
-    return out.decode().replace("\r\n", "\n"), code
-
-
-def bare(text: str) -> str:
-    """The text without colours."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 # --- the group -------------------------------------------------------------------------------------------------------
