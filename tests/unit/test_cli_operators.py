@@ -28,7 +28,7 @@ from dmemfs_shm.cli.metrics import FAMILIES, PREFIX
 from dmemfs_shm.store import names
 from dmemfs_shm.store.attachment import destroy_if_deserted
 from dmemfs_shm.store.identity import ByteLocks
-from dmemfs_shm.store.inspection import inspect, leftovers
+from dmemfs_shm.store.inspection import inspect, leftovers, why_deserted
 from dmemfs_shm.store.layout import LB_ATTACH, LB_INIT, S_START, SLOTS_AT, WORD
 
 from ..command_line import REPOSITORY, Run, bare, command, in_pipe, on_terminal, run_here
@@ -592,6 +592,7 @@ def test_prune_what_everybody_left(run: Run, stores: Stores) -> None:
 def test_nothing_is_destroyed_that_somebody_has(named: MemoryFileSystem, store_name: str, stores: Stores) -> None:
     assert destroy_if_deserted(store_name) is False
     private = stores.private()
+    assert (why_deserted(private.name), why_deserted(store_name, even_if_left=True)) == (None, None)
     assert destroy_if_deserted(private.name) is False
     named.close()
     for byte in (LB_ATTACH, LB_INIT):  # somebody attaches, or is creating or destroying it
