@@ -10,7 +10,7 @@ from ..errors import MFSParameterError
 from ..filesystem import MemoryFileSystem, shortages
 from ..store import names
 from ..store.inspection import inspect
-from .common import note, say, store_argument
+from .common import emit, json_option, note, say, store_argument
 from .errors import EXISTS, Failure, humanise
 from .sizes import Size, format_size
 
@@ -35,7 +35,10 @@ from .sizes import Size, format_size
     help="How mutexes are made; ofd is slower.",
 )
 @click.option("--exist-ok", is_flag=True, help="It may stand already, with the same parameters.")
-def command(name: str, quota: int, max_nodes: int | None, max_participants: int, backend: str, *, exist_ok: bool) -> None:
+@json_option
+def command(
+    name: str, quota: int, max_nodes: int | None, max_participants: int, backend: str, *, exist_ok: bool, as_json: bool
+) -> None:
     """Create the store NAME.
 
     A name has lower-case letters, digits, '.', '_' and '-'. Says what was reserved, and warns where the machine cannot
@@ -63,7 +66,11 @@ def command(name: str, quota: int, max_nodes: int | None, max_participants: int,
             raise Failure(f"{error} Give the same, or take another name.", EXISTS) from None
     uuid = str(fs.uuid)
     fs.close()
-    if before is not None and before.uuid == uuid:
+    stood = before is not None and before.uuid == uuid
+    if as_json:
+        emit({"store": name, "uuid": uuid, "created": not stood, "shortages": [] if stood else shortages(quota)})
+        return
+    if stood:
         say(f"The store {name} stands already, with the same parameters.")
         return
     seen = inspect(name)

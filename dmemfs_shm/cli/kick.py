@@ -33,10 +33,11 @@ DEATH_S = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A process: its pid here, a descriptor of it, and who it says it is."""
+    """A process: its pid here, a descriptor of it, and who the kernel says it is."""
 
     pid: int
     fd: int
+    uid: int  # effective
     namespace: int
     own_pid: int  # in its own pid namespace
     started: int
@@ -97,27 +98,31 @@ def _opened(pid: int) -> Iterator[Process]:
             raise Failure("/proc shows another pid namespace's processes here: run kick where it is ours.", NOT_PERMITTED)
         try:
             namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
-            own_pid = _own_pid(pid)
+            uid, own_pid = _status(pid)
         except FileNotFoundError:
             raise Failure(f"There is no process {pid}. If it died: dmemfs-shm recover STORE", MISSING) from None
         except PermissionError:
             raise Failure(f"Process {pid} may not be looked at: it is another user's, or protected.", NOT_PERMITTED) from None
-        process = Process(pid, fd, namespace, own_pid, start_time(pid))
+        process = Process(pid, fd, uid, namespace, own_pid, start_time(pid))
         _signal(process, 0)  # it has not been reaped, so that what /proc said was said of it
         yield process
     finally:
         os.close(fd)
 
 
-def _own_pid(pid: int) -> int:
-    """The pid that a process has in its own pid namespace."""
+def _status(pid: int) -> tuple[int, int]:
+    """(effective uid, pid in its own pid namespace) of a process."""
     with open(f"/proc/{pid}/status", "rb") as status:
-        return next(int(line.split()[-1]) for line in status if line.startswith(b"NSpid:"))
+        fields = dict(line.split(b":", 1) for line in status if b":" in line)
+    return int(fields[b"Uid"].split()[1]), int(fields[b"NSpid"].split()[-1])
 
 
 def _parts(process: Process, uid: int) -> Iterator[tuple[Inspection, Participant]]:
-    """The stores in which the process is a living participant, as they are now."""
-    for _, name in names.stores(uid):
+    """The stores in which the process is a living participant, as they are now.
+
+    Only their owner attaches them: what another user's store says of somebody else's process, it was made to say.
+    """
+    for _, name in names.stores(uid) if process.uid == uid else ():
         with contextlib.suppress(OSError, ValueError):
             seen = inspect(name, uid)
             for who in seen.participants or ():

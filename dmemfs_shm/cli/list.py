@@ -39,13 +39,13 @@ def _table(stores: list[Summary], *, with_users: bool) -> Table:
         Column("STORE", folds=True),
         *([Column("USER")] if with_users else []),
         Column("CONDITION"),
-        Column("QUOTA", right=True),
+        Column("QUOTA", right=True, since=60),
         Column("USED", right=True),
-        Column("MEMORY", right=True, since=72),
+        Column("MEMORY", right=True, since=90),
         Column("FILES", right=True, since=80),
-        Column("ALIVE", right=True),
+        Column("ALIVE", right=True, since=50),
         Column("DEAD", right=True, since=80),
-        Column("AGE", right=True),
+        Column("AGE", right=True, since=60),
     ]
     return Table("", columns, [_row(store, with_users=with_users) for store in stores], empty="No stores.")
 

@@ -11,6 +11,7 @@ from ..store.inspection import inspect
 from ..store.snapshot import Inspection, Lock, Mutex
 from . import complete
 from .common import display, emit, json_option, store_argument, user_option
+from .errors import DAMAGED, Failure
 from .inspect import space_waits
 from .report import BAD, DIM, PLAIN, WARN, Cell, Column, Section, Table, Words
 from .text import age
@@ -29,6 +30,8 @@ def command(name: str, paths: tuple[str, ...], user: int | None, *, waited_for: 
     anybody should be, and who waits for space. Takes no part, as `inspect`.
     """
     seen = inspect(name, user)
+    if seen.locks is None:
+        raise Failure(f"The store {name!r} is {seen.condition}: no locks can be read. {seen.reason}".rstrip(), DAMAGED)
     shown = [lock for lock in seen.locks or () if _is_asked_for(lock.path, paths)]
     if waited_for:
         busy = {lock.path for lock in shown if lock.state == "waiting"}

@@ -52,7 +52,8 @@ def command(ctx: click.Context, names: tuple[str, ...], *, left: bool, yes: bool
         return
     display([_table(stores, rest_lines)])
     total = sum(line["memory_bytes"] or 0 for line in (*stores, *rest_lines) if line["removed"] == yes)
-    what = f"{count(len(stores), 'store')} and {count(len(rests), 'leftover')}, {format_size(total)}"
+    parts = [count(len(some), what) for some, what in ((stores, "store"), (rests, "leftover")) if some]
+    what = f"{' and '.join(parts)}, {format_size(total)}"
     say(f"Removed {what}." if yes else f"Nothing was removed. Give --yes to remove {what}.")
 
 

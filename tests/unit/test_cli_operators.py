@@ -170,6 +170,13 @@ def test_ls_and_check_as_documents(store: str) -> None:
     assert document("check", store)["sound"] is True
 
 
+def test_init_as_a_document(stores: Stores) -> None:
+    name = stores.name()
+    made = document("init", name, "--quota", "1MiB")
+    assert (made["created"], made["shortages"], made["uuid"]) == (True, [], inspect(name).to_dict()["identity"]["uuid"])
+    assert document("init", name, "--quota", "1MiB", "--exist-ok")["created"] is False
+
+
 def test_cp(run: Run, named: MemoryFileSystem, store: str) -> None:
     assert run("cp", store, "/d/large", "/new/copy").exit_code == 0
     assert run("cp", store, "/d/large", "/e", "/new").exit_code == 0
@@ -307,6 +314,14 @@ def test_locks(run: Run, named: MemoryFileSystem, store: str) -> None:
     named.recover()
 
 
+def test_locks_that_cannot_be_read(run: Run, stores: Stores) -> None:
+    name = stores.name()
+    Path(names.SHM_DIR + names.index_name(name)).touch()
+    result = run("locks", name)
+    assert (result.exit_code, "unfinished" in result.stderr) == (8, True)
+    assert run("top", name, "--once", "-i", 0.1).exit_code == 0
+
+
 def test_locks_tells_who_is_inside_and_who_waits_for_space(run: Run, named: MemoryFileSystem, store: str) -> None:
     named.mkdir("/limited")
     named.set_quota("/limited", 1000)
@@ -405,12 +420,17 @@ def test_top_on_a_terminal_is_ended_quietly(store: str) -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 80, 160])
-@pytest.mark.parametrize("what", [["locks"], ["df"], ["doctor", "-a"]])
-def test_tables_fit_the_terminal(named: MemoryFileSystem, store: str, what: list[str], columns: int) -> None:
+@pytest.mark.parametrize(
+    ("what", "first"), [("locks NAME", "/d/large"), ("df NAME", "NAME"), ("list", "NAME"), ("doctor -a", "software")]
+)
+def test_tables_fit_the_terminal(named: MemoryFileSystem, store: str, what: str, first: str, columns: int) -> None:
     with named.open("/d/large"):
-        text, _ = on_terminal(*what, *([] if what[0] == "doctor" else [store]), columns=columns)
+        text, _ = on_terminal(*what.replace("NAME", store).split(), columns=columns)
     lines = bare(text).splitlines()
-    assert max(map(len, lines if what[0] != "doctor" else lines[:-1])) <= columns
+    if what.startswith("doctor") and not lines[-1].startswith(" "):
+        lines.pop()  # a sentence, which the terminal breaks
+    assert max(map(len, lines)) <= columns
+    assert any(line.startswith(first.replace("NAME", store)[:6]) for line in lines)
     assert "\x1b[" in text
 
 
@@ -520,6 +540,22 @@ def test_kick_does_not_take_a_pid_for_the_process(run: Run, named: MemoryFileSys
             finally:
                 os.pwrite(index.fileno(), was, at)
         assert run("kick", holder.pid).exit_code == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's store needs root")
+def test_kick_believes_no_store_of_another_user(run: Run, named: MemoryFileSystem, store: str) -> None:
+    """What is in it, that user may have written: that our process is a participant, for one."""
+    there = names.SHM_DIR + names.index_name(store)
+    theirs = names.SHM_DIR + names.index_name(store, 65534)
+    with child("fork", hold, store, "/d/large", "rb") as holder:
+        assert holder.receive() == "holding"
+        os.rename(there, theirs)
+        try:
+            assert run("locks", store, "--user", 65534).exit_code == 0
+            assert run("kick", holder.pid, "--yes", "--user", 65534).exit_code == 3
+            assert holder.process.is_alive()
+        finally:
+            os.rename(theirs, there)
 
 
 def in_namespace(link: Link, name: str) -> None:

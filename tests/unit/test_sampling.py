@@ -72,6 +72,14 @@ def test_what_is_removed_counts_under_no_path(named: MemoryFileSystem, sampler: 
     assert traffic.file_changes >= 6
 
 
+def test_paths_are_those_of_now(named: MemoryFileSystem, sampler: Sampler) -> None:
+    named.mkdir("/d")
+    sampler.traffic()
+    for old, new in (("/old", "/d/a"), ("/d/a", "/d/b"), ("/d/b", "/c")):
+        named.rename(old, new)
+        assert changes(sampler.traffic()) == {new: 1}
+
+
 def test_more_nodes_than_before(named: MemoryFileSystem, sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     named.import_tree({f"/many/{number}": b"x" for number in range(600)})
     traffic = sampler.traffic()
