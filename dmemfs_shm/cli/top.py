@@ -56,6 +56,7 @@ def command(name: str, interval: float, pictures: int | None, user: int | None, 
     open       files open on average of ten looks a second; reading leaves no other trace
     HELD       share of the looks that found the file open
     WAIT       how many waited for it, on average
+    ASLEEP     threads that wait for a file to come (wait_for, claim)
     """  # noqa: D301  (click keeps lines after a backspace as they are)
     most = 1 if once else pictures
     with contextlib.suppress(KeyboardInterrupt), _shown(live=on_terminal() and not as_json and most != 1) as show:
@@ -237,6 +238,7 @@ def _participants(seen: Inspection) -> Section:
         Column("HOLDS", right=True),
         Column("WAITS", right=True),
         Column("VIEWS", right=True, since=60),
+        Column("ASLEEP", right=True, since=90),
         Column("MUTEX", right=True, since=90),
         Column("COMMAND", folds=True, since=60),
     ]
@@ -251,6 +253,7 @@ def _participants(seen: Inspection) -> Section:
             f"{who.locks_held:,}",
             f"{who.locks_waited_for:,}",
             f"{who.views:,}",
+            f"{who.sleepers:,}",
             ", ".join(map(str, inside.get(who.slot, ()))),
             who.command,
         ]

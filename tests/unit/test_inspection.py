@@ -626,6 +626,22 @@ def test_who_waits_for_space(named: MemoryFileSystem, store_name: str) -> None:
     assert seen(store_name).space_waits == ()
 
 
+def wait_for_a_file(link: Link, name: str) -> None:
+    MemoryFileSystem.attach(name).wait_for("/never")
+
+
+def test_who_waits_for_a_file_to_come(named: MemoryFileSystem, store_name: str) -> None:
+    with child("fork", wait_for_a_file, store_name) as waiter:
+
+        def sleepers() -> dict[int, int]:
+            return {who.pid: who.sleepers for who in look(store_name).participants or ()}
+
+        until(lambda: sleepers().get(waiter.pid) == 1, "it sleeps")
+        assert sleepers()[os.getpid()] == 0
+        waiter.kill()
+        assert sleepers()[waiter.pid] == 0
+
+
 # --- the document ----------------------------------------------------------------------------------------------------
 
 TYPES: dict[str, tuple[type, ...]] = {
