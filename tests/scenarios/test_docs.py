@@ -1,0 +1,46 @@
+"""Every page of the documentation that shows code is played through, from top to bottom, in an empty directory.
+
+A block of Python that begins with a comment that names a file is put into that file; another one runs by itself. A block of
+shell commands runs as it stands. Blocks of other kinds (output, JSON) are not run.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import REPOSITORY, Program
+
+DOCS = REPOSITORY / "docs"
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NAMED = re.compile(r"# (\w+\.py)\n")
+PAGES = [page for page in sorted(DOCS.glob("*.md")) if BLOCK.search(page.read_text(encoding="utf-8"))]
+IN_ORDER = """
+import subprocess, sys
+for step in sys.argv[2:]:
+    done = subprocess.run(["bash", "-euc", step], cwd=sys.argv[1])
+    if done.returncode:
+        sys.exit(f"{done.returncode} from:\\n{step}")
+"""
+
+
+def steps(page: Path, directory: Path) -> list[str]:
+    """The commands that a page has its reader type; its files are written."""
+    found = []
+    for number, (language, block) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8"))):
+        name = NAMED.match(block)
+        if language == "python":
+            (directory / (name[1] if name else f"block{number}.py")).write_text(block, encoding="utf-8")
+        if language == "sh":
+            found.append(block)
+        elif name is None:
+            found.append(f"python block{number}.py")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page(program: Program, tmp_path: Path, page: Path) -> None:
+    done = program("-c", IN_ORDER, tmp_path, *steps(page, tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
