@@ -1,7 +1,8 @@
 """Every page of the documentation that shows code is played through, from top to bottom, in an empty directory.
 
 A block of Python that begins with a comment that names a file is put into that file; another one runs by itself. A block of
-shell commands runs as it stands. Blocks of other kinds (output, JSON) are not run.
+shell commands runs as it stands. Blocks of other kinds (output, JSON) are not run. (The bad night of how-to-operate.md, which
+leaves stopped processes if it ends early, has a test of its own.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from .conftest import REPOSITORY, Program
 DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAMED = re.compile(r"# (\w+\.py)\n")
-PAGES = [page for page in sorted(DOCS.glob("*.md")) if BLOCK.search(page.read_text(encoding="utf-8"))]
+PAGES = [
+    page
+    for page in sorted(DOCS.glob("*.md"))
+    if BLOCK.search(page.read_text(encoding="utf-8")) and page.stem != "how-to-operate"
+]
 IN_ORDER = """
 import subprocess, sys
 for step in sys.argv[2:]:
