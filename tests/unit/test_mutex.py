@@ -1138,6 +1138,7 @@ def test_looking_where_another_thread_is_leaves_collection_as_it_was(is_on: bool
     try:
         (gc.enable if is_on else gc.disable)()
         assert not mutex.in_section(others)
+        assert not mutex._without_collection(gc.isenabled)
         assert gc.isenabled() == is_on
     finally:
         (gc.enable if before else gc.disable)()

@@ -614,6 +614,28 @@ def test_who_has_no_parking_semaphore_enters_no_section_for_nothing(store: Attac
     assert len(sections) == 2, "to queue, and to take what was granted"
 
 
+def test_a_doze(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the record is queued, a long slice, with a few looks in it, ever more rarely; as soon as it is not, no longer."""
+    monkeypatch.setattr(rwlock, "DOZE_S", 0.05)
+    pauses: list[float] = []
+    sleep = time.sleep
+
+    def slept(seconds: float) -> None:
+        pauses.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(rwlock.time, "sleep", slept)
+    held, record = lock(store, NODE, WRITE), lease(store)
+    request = rwlock._Request(store.rw, NODE, 1, 0, record, READ, None)
+    assert request._section(lambda granted: request._enqueue(0, granted))
+    assert not request._doze()
+    assert pauses[:2] == [0.005, 0.010]
+    unlock(store, held)  # grants it
+    assert request._doze()
+    request._section(request._look)
+    unlock(store, record)
+
+
 @pytest.mark.parametrize("parks", [0, 1])
 def test_called_off(store: Attachment, monkeypatch: pytest.MonkeyPatch, parks: int) -> None:
     """Nobody wants it any more: the wait ends, with nothing left of the request, and the thread is its own again."""
