@@ -421,10 +421,10 @@ class Grafts:
         return source, top
 
     def _end_move(self, section: Section, src: Path, dst: Path, node: int, copy: _Copy) -> None:
+        if self.tree.walk(src.parts) != node:  # first: it may be what stands at the destination by now
+            raise _Changed
         if self.tree.walk(dst.parts):
             raise FileExistsError(f"Destination already exists: '{dst.text}'")
-        if self.tree.walk(src.parts) != node:
-            raise _Changed
         parent = self.names.parent_for(section, dst, make_parents=True)
         self.names.freeze(section, node)
         if self._has_changed(node, copy.moved or {}):

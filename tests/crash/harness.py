@@ -530,6 +530,7 @@ def kill_everywhere(
     *,
     every: int = 1,
     company: bool = True,
+    tries: int = 1,
 ) -> int:
     """Let a child die at each point of operation(case, fault), or at one in *every*; how many there were.
 
@@ -538,8 +539,10 @@ def kill_everywhere(
 
     company: it dies twice at each point (by turns, if only some are tried), once alone and once in the company of threads
     of the peer that want what it has, which case.company() starts and case.again() waits for.
+
+    tries: for each point, where it depends on another thread how many there are.
     """
-    return _everywhere(setup, operation, verify, every, [die, die_in_company] if company else [die])
+    return _everywhere(setup, operation, verify, every, [die, die_in_company] if company else [die], tries)
 
 
 def stop_everywhere(
@@ -558,6 +561,7 @@ def _everywhere(
     verify: Callable[[Any], list[str]],
     every: int,
     blows: list[Callable[[Fault], None]],
+    tries: int = 1,
 ) -> int:
     with short_slices():
         points = count_points(setup, operation, verify)
@@ -567,8 +571,18 @@ def _everywhere(
             numbers = sorted(random.Random(SEED).sample(numbers, min(len(numbers), max(2, len(numbers) // every))))
         for turn, number in enumerate(numbers):
             for blow in [blows[turn % len(blows)]] if some else blows:
-                _strike(setup, operation, verify, points, number, blow)
+                for left in reversed(range(tries)):
+                    try:
+                        _strike(setup, operation, verify, points, number, blow)
+                        break
+                    except NotReachedError:
+                        if not left:
+                            raise
     return len(numbers)
+
+
+class NotReachedError(AssertionError):
+    """The operation ended before the point came."""
 
 
 def _strike(
@@ -589,11 +603,14 @@ def _strike(
             status, messages = run_child(operation, case, number, blow)
             survives = blow is stop
             reached = "stopped" in messages if survives else os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-            assert reached, f"not reached: {messages}"
+            if not reached:
+                raise NotReachedError(f"{where}: {messages}")
             assert not survives or os.waitstatus_to_exitcode(status) == 0, messages
             case.messages = messages
             Task(case.again, number).result()  # a deadline bounds a hang
             findings = verify(case)
+        except NotReachedError:
+            raise
         except Exception as error:
             raise AssertionError(where) from error
         assert findings == [], f"{where}: {findings}"

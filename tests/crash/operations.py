@@ -419,7 +419,7 @@ def in_pieces(case: Case) -> None:
 
 def with_quotas(case: Case) -> None:
     """/q has a quota and files, /r a small one and none."""
-    for folder, limit in (("/q", 2 * BIG + 200 * KIB), ("/r", 5000)):
+    for folder, limit in (("/q", 1600 * KIB), ("/r", 5000)):
         case.fs.mkdir(folder)
         case.fs.set_quota(folder, limit)
     case.fs.mkdir("/q/sub")
