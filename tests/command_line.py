@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from click.testing import CliRunner, Result
@@ -44,6 +45,16 @@ def in_pipe(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProce
     )
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """What is started in this block can be interrupted: a shell starts what is in its background without that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def on_terminal(*arguments: object, columns: int = 100, answer: str = "", interrupt_after: str = "") -> tuple[str, int]:
     """What the command line prints on a terminal of that width, and its exit code; Ctrl-C once a text was printed."""
     primary, secondary = pty.openpty()
@@ -51,7 +62,9 @@ def on_terminal(*arguments: object, columns: int = 100, answer: str = "", interr
     environment.pop("NO_COLOR", None)
     ends = {"stdin": secondary, "stdout": secondary, "stderr": secondary}
     out = b""
-    with subprocess.Popen(command(*arguments), cwd=REPOSITORY, env=environment, start_new_session=True, **ends) as process:
+    with interruptible():
+        process = subprocess.Popen(command(*arguments), cwd=REPOSITORY, env=environment, start_new_session=True, **ends)
+    with process:
         os.close(secondary)
         if answer:
             os.write(primary, answer.encode())

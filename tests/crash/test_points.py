@@ -49,6 +49,7 @@ POINTED = {
 #: Calls that others do not notice: they look, or change what is this process's own.
 UNNOTICED = {
     "os.dup",
+    "os.fsdecode",
     "os.fspath",
     "os.fstat",
     "os.geteuid",

@@ -24,7 +24,7 @@ from dmemfs_shm.cli.text import age, printable, raw
 from dmemfs_shm.store import names
 from dmemfs_shm.store.layout import FINGERPRINT, USED, W_FINGERPRINT, W_VERSION, WORD
 
-from ..command_line import REPOSITORY, Run, bare, command, in_pipe, on_terminal, run_here
+from ..command_line import REPOSITORY, Run, bare, command, in_pipe, interruptible, on_terminal, run_here
 from ..conftest import MIB, Stores
 from ..processes import DEADLINE_S, Link, child, held_open
 
@@ -463,13 +463,10 @@ def test_a_bar_for_many_files(store: str, tmp_path: Path) -> None:
 
 
 def test_interrupted(store: str) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in its background without it
-    try:
+    with interruptible():
         process = subprocess.Popen(
             command("put", store, "-", "/f"), stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY
         )
-    finally:
-        signal.signal(signal.SIGINT, before)
     with process:
         assert process.stderr is not None
         deadline = time.monotonic() + DEADLINE_S

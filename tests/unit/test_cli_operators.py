@@ -31,7 +31,7 @@ from dmemfs_shm.store.identity import ByteLocks
 from dmemfs_shm.store.inspection import inspect, leftovers, why_deserted
 from dmemfs_shm.store.layout import LB_ATTACH, LB_INIT, S_START, SLOTS_AT, WORD
 
-from ..command_line import REPOSITORY, Run, bare, command, in_pipe, on_terminal, run_here
+from ..command_line import REPOSITORY, Run, bare, command, in_pipe, interruptible, on_terminal, run_here
 from ..conftest import MIB, Stores
 from ..own_shm import is_possible, own_shm
 from ..processes import DEADLINE_S, Child, Link, call_in_child, child, held_open, until
@@ -349,9 +349,10 @@ def test_top_in_a_pipe(named: MemoryFileSystem, store: str) -> None:
 
 
 def test_top_as_documents(named: MemoryFileSystem, store: str) -> None:
-    with subprocess.Popen(
-        command("top", store, "-i", 0.2, "--json"), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    ends = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with interruptible():
+        process = subprocess.Popen(command("top", store, "-i", 0.2, "--json"), cwd=REPOSITORY, text=True, **ends)
+    with process:
         assert process.stdout is not None and process.stderr is not None
         json.loads(process.stdout.readline())  # from here on it looks
         with held_open(named, "/d/large", "rb"):
