@@ -149,10 +149,13 @@ def fork_beside(link: Link, fs: MemoryFileSystem, where: str, pipe: Pipe) -> Non
 
     task = Task(WHERE[where], fs, wait)
     assert there.wait(DEADLINE_S)
+    said, unsaid = os.pipe()
     pid = os.fork()
     if pid == 0:
-        use_at_once(link, fs, pipe)
+        os.close(unsaid)
+        use_at_once(link, fs, pipe, said)
     link.send(("forked", pid))
+    os.close(unsaid)  # from here on the child may speak, or when we are dead
     link.recv()
     go_on.set()
     task.result()
@@ -161,7 +164,7 @@ def fork_beside(link: Link, fs: MemoryFileSystem, where: str, pipe: Pipe) -> Non
     link.recv()
 
 
-def use_at_once(link: Link, fs: MemoryFileSystem, pipe: Pipe) -> None:
+def use_at_once(link: Link, fs: MemoryFileSystem, pipe: Pipe, said: int) -> None:
     """In the forked child: use the store, which means joining it, and what is inherited."""
     try:
         fs.write_bytes("/child", b"wrote")
@@ -171,6 +174,7 @@ def use_at_once(link: Link, fs: MemoryFileSystem, pipe: Pipe) -> None:
             handle.close()
         with fs.open("/childs", "wb") as mine:
             mine.write(b"x")
+            os.read(said, 1)
             link.send(("child", [os.getpid() in living(fs), fs.check()]))
             pipe.wait()
     except BaseException:  # noqa: BLE001  (the test is told)

@@ -7,15 +7,19 @@ leaves stopped processes if it ends early, has a test of its own.)
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
 
+from dmemfs_shm import MemoryFileSystem
+
 from .conftest import REPOSITORY, Program
 
 DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+MADE = re.compile(r"dmemfs-shm init (\S+)")
 NAMED = re.compile(r"# (\w+\.py)\n")
 PAGES = [
     page
@@ -47,5 +51,10 @@ def steps(page: Path, directory: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(program: Program, tmp_path: Path, page: Path) -> None:
-    done = program("-c", IN_ORDER, tmp_path, *steps(page, tmp_path))
+    try:
+        done = program("-c", IN_ORDER, tmp_path, *steps(page, tmp_path))
+    finally:  # what the page makes goes at its end, unless it did not come so far
+        for name in MADE.findall(page.read_text(encoding="utf-8")):
+            with contextlib.suppress(FileNotFoundError):
+                MemoryFileSystem.destroy(name)
     assert done.returncode == 0, done.stdout + done.stderr
