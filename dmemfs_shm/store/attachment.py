@@ -123,7 +123,7 @@ from .layout import (
 )
 from .lazy import load
 from .listing import Listing
-from .mutex import Mutex, OfdMutex, Threads
+from .mutex import Fence, Mutex, OfdMutex, Threads
 from .namespace import Namespace
 from .placement import Placement
 from .publications import Publications
@@ -357,8 +357,9 @@ class Attachment:
                 raise MFSStoreBusyError("A participant slot was taken while it was being cleaned.")
             self.participants.introduce(slot)
             self.slot = slot
+            fence = Fence.of(names.fence(self.uuid, slot))
             for mutex in self.mutexes:
-                mutex.settle(slot)
+                mutex.settle(slot, fence)
             self.publications.settle(slot)
         finally:
             self.locks.unlock(LB_ATTACH)

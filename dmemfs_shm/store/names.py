@@ -6,6 +6,7 @@
     dmemfs-<uuid>.m<mutex>.<gen>   semaphore of one generation of a mutex
     dmemfs-<uuid>.spare<n>         a semaphore of value 1 that nobody has opened yet
     dmemfs-<uuid>.p<slot>.<park>   semaphore on which a thread of that slot waits
+    dmemfs-<uuid>.f<slot>          semaphore that a process is about to take as its fence
 
 Two users may both have a store "etl", and a store that is made again has another uuid, so that nothing of the old one
 can be taken for the new one's.
@@ -63,6 +64,10 @@ def spare(uuid: uuids.UUID, number: int) -> str:
 
 def park(uuid: uuids.UUID, slot: int, number: int) -> str:
     return f"/{prefix(uuid)}p{slot}.{number}"
+
+
+def fence(uuid: uuids.UUID, slot: int) -> str:
+    return f"/{prefix(uuid)}f{slot}"
 
 
 def is_park(name: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import posix_ipc
 import pytest
 
-from dmemfs_shm.errors import MFSReentrantCallError, MFSStoreBusyError, MFSStoreGoneError
+from dmemfs_shm.errors import MFSNoSpaceError, MFSReentrantCallError, MFSStoreBusyError, MFSStoreGoneError
 from dmemfs_shm.store import mutex, names, recovery
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.identity import ByteLocks
@@ -128,6 +128,47 @@ def test_a_fence_that_was_closed_at_a_fork(store: Attachment) -> None:
         mutex._new_fence()
         in_thread(inside, store, K, nothing)
     assert mutex._fence is not before and not mutex._fence.locked()
+
+
+def test_a_fence_is_a_semaphore_without_a_name(store: Attachment) -> None:
+    """Each section counts it up by one; others of the process have the same."""
+    call = store.mutexes[K]._fence
+    semaphore = call.__self__  # type: ignore[attr-defined]
+    before = semaphore.value
+    inside(store, K, nothing)
+    assert semaphore.value == before + 1 and not os.path.exists(names.semaphore_path(semaphore.name))
+    assert all(each._fence == call for each in store.mutexes)
+
+
+def test_a_fence_that_counts_no_further(store: Attachment) -> None:
+    """The section goes on, with the lock as its fence."""
+    full = posix_ipc.Semaphore(names.fence(store.uuid, 9), posix_ipc.O_CREX, initial_value=2**31 - 1)
+    full.unlink()
+    store.mutexes[K]._fence = full.release
+    inside(store, K, nothing)
+    assert store.mutexes[K]._fence is mutex.close_and_open
+    inside(store, K, nothing)
+
+
+def test_a_handlers_error_at_the_fence(store: Attachment) -> None:
+    """Nobody takes it for the semaphore's."""
+
+    def interrupted() -> None:
+        raise TimeoutError
+
+    before, store.mutexes[K]._fence = store.mutexes[K]._fence, interrupted
+    with pytest.raises(TimeoutError):
+        inside(store, K, nothing)
+    store.mutexes[K]._fence = before
+    inside(store, K, nothing)
+
+
+def test_a_fence_without_memory(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(name: str, value: int) -> None:
+        raise MFSNoSpaceError(name)
+
+    monkeypatch.setattr(mutex, "create_semaphore", refused)
+    assert mutex.Fence(names.fence(store.uuid, 9)).call is mutex.close_and_open
 
 
 # ---- the gate
