@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MFSCorruptStoreError, MFSNoSpaceError
 from . import names, segment
-from .blocks import Blocks, unit_of, units_of
+from .blocks import MERGED_A_TRANSACTION, Blocks, unit_of, units_of
 from .journal import Plan, commit
 from .layout import (
     A_BACKED,
@@ -31,6 +31,9 @@ from .layout import (
     ARENAS_MAX,
     BACK_PAGES_LEAST,
     BACK_PAGES_MOST,
+    BIN_HEADS,
+    BIN_PAGES_MOST,
+    BIN_RUNS_MOST,
     DESCRIPTOR_WORDS,
     PAGE,
     STATE_READY,
@@ -133,13 +136,25 @@ class Arenas:
         return sum(self.w[arena_at(a) + A_BACKED] for a in range(min(self.w[ARENAS], ARENAS_MAX))) * PAGE
 
     def grow(self, pages: int, timeout: float | None) -> None:
-        """Put memory behind so many pages in one piece, at the end of an arena. MFSNoSpaceError. Outside any section."""
+        """Have so many pages in one piece: of what the bins hold, else with new memory behind them, at the end of an arena.
+        MFSNoSpaceError. Outside any section."""
+        if self._merge_bins(timeout) and self.store.sections.run(lambda section: self.blocks.has(section.plan, pages), timeout):
+            return
         seen = self.w[ARENAS]
         for number in range(seen):
             at = arena_at(number)
             if self.w[at + A_PAGES] - self.w[at + A_BREAK] >= pages and self._back(number, pages, timeout):
                 return
         self._add_arena(pages, seen, timeout)
+
+    def _merge_bins(self, timeout: float | None) -> bool:
+        """Empty the bins, a few runs a visit; whether there was anything in them."""
+        if not any(self.w[BIN_HEADS : BIN_HEADS + BIN_PAGES_MOST + 1]):
+            return False
+        for _ in range(BIN_PAGES_MOST * BIN_RUNS_MOST // MERGED_A_TRANSACTION):  # others may fill them meanwhile
+            if not self.store.sections.run(lambda section: self.blocks.merge_some(section.plan), timeout):
+                break
+        return True
 
     def _back(self, number: int, pages: int, timeout: float | None) -> bool:
         """See that *pages* after the break have memory: a generous step, or just the need if there is not so much."""
@@ -241,6 +256,7 @@ class Arenas:
         Others that have such an arena mapped keep its memory until they reach for the arena again or leave.
         """
         freed = 0
+        self._merge_bins(timeout)
         mutex, thread = self.store.mutexes[0], self.store.threads.enter()
         try:
             mutex.acquire(thread, timeout)

@@ -5,8 +5,9 @@ one word (`run_of`, `unit_of`, `units_of`); pages and units are numbered through
 
 The life of a run:
 
-    1. `allocate` takes it from the free runs by size class (pages that were used before come first), else from the end of
-       an arena, and marks its first page.  NeedMemory: no arena has so many pages with memory left.
+    1. `allocate` takes it from the bin of its length, else from the free runs by size class (pages that were used before
+       come first), else from the end of an arena, and marks its first page.  NeedMemory: no arena has so many pages with
+       memory left.
     2. `extend` and `shrink` change its length in place.
     3. `free` gives it back, once: a run that is not marked as used is MFSCorruptStoreError.
 
@@ -14,6 +15,10 @@ Free page runs carry their length in the descriptors of their first and last pag
 search; they hang in one list for each power of two, with a bitmap of the lists that are not empty. What is free at an
 arena's end is in no list: the arena's break is lowered instead. No operation is linear in anything but, at most, four
 list elements and the number of arenas.
+
+What is used again soon need not be merged: runs of up to 16 pages go to the *bin* of their length first, a chain of at most
+64, last in, first out, which costs two words instead of eight. Bins are emptied (`merge_some`) before memory is taken from,
+or given back to, the system, so that they hold nothing back when it counts.
 
 All changes go into the caller's `Plan`; REQUIRES m[0].
 """
@@ -30,8 +35,12 @@ from .layout import (
     A_BREAK,
     ARENAS,
     ARENAS_MAX,
+    BIN_HEADS,
+    BIN_PAGES_MOST,
+    BIN_RUNS_MOST,
     DESCRIPTOR_WORDS,
     LOW32,
+    PD_BIN,
     PD_FREE,
     PD_NONE,
     PD_SHIFT,
@@ -51,6 +60,7 @@ from .layout import (
 )
 
 LOOKS = 4  # runs of the right class that are looked at before a larger class is taken
+MERGED_A_TRANSACTION = 8
 _FULL = (1 << UNITS_PER_PAGE) - 1
 
 
@@ -145,7 +155,24 @@ class Blocks:
             self._link_slab(plan, page, UNITS_PER_PAGE - units)
         return run_of(unit, units)
 
+    def merge_some(self, plan: Plan) -> bool:
+        """Merge some of the runs in bins with what is free beside them; False if there are none."""
+        merged = 0
+        for pages in range(1, BIN_PAGES_MOST + 1):
+            while plan[BIN_HEADS + pages]:
+                if merged == MERGED_A_TRANSACTION:
+                    return True
+                self._merge(plan, self._take_from_bin(plan, pages), pages)
+                merged += 1
+        return merged > 0
+
     # ---- looking
+
+    def has(self, plan: Plan, pages: int) -> bool:
+        """Whether so many pages in one piece are free and have memory, apart from bins."""
+        return self._find(plan, pages) >= 0 or any(
+            plan[at + A_BACKED] - plan[at + A_BREAK] >= pages for at in map(arena_at, range(plan[ARENAS]))
+        )
 
     def arena_of(self, page: int) -> int:
         """Number of the arena that has the page."""
@@ -190,6 +217,10 @@ class Blocks:
         return self.descriptors_at + page * DESCRIPTOR_WORDS
 
     def _take_pages(self, plan: Plan, pages: int) -> int:
+        if pages <= BIN_PAGES_MOST and plan[BIN_HEADS + pages]:
+            page = self._take_from_bin(plan, pages)
+            plan[self._at(page)] = PD_USED | pages << PD_SHIFT
+            return page
         page = self._find(plan, pages)
         if page >= 0:
             length = plan[self._at(page)] >> PD_SHIFT
@@ -207,6 +238,16 @@ class Blocks:
                 plan[self._at(page)] = PD_USED | pages << PD_SHIFT
                 return page
         raise NeedMemory(pages)
+
+    def _take_from_bin(self, plan: Plan, pages: int) -> int:
+        head = plan[BIN_HEADS + pages]
+        page = (head & LOW32) - 1
+        at = self._at(page)
+        if not 0 <= page < self.pages_cap or plan[at] != PD_BIN | pages << PD_SHIFT:
+            raise MFSCorruptStoreError("index", (BIN_HEADS + pages) * WORD, f"a free run of {pages} pages", head)
+        left = (head >> 32) - 1
+        plan[BIN_HEADS + pages] = left << 32 | plan[at + 1] & LOW32 if left else 0
+        return page
 
     def _find(self, plan: Plan, pages: int) -> int:
         """A free run of at least so many pages; -1 if there is none."""
@@ -272,6 +313,18 @@ class Blocks:
 
     def _free_pages(self, plan: Plan, page: int, pages: int) -> None:
         self._expect_used(plan, page, pages)
+        if pages <= BIN_PAGES_MOST:
+            head = plan[BIN_HEADS + pages]
+            if head >> 32 < BIN_RUNS_MOST:
+                at = self._at(page)
+                plan[at] = PD_BIN | pages << PD_SHIFT
+                plan[at + 1] = head & LOW32
+                plan[BIN_HEADS + pages] = (head >> 32) + 1 << 32 | page + 1
+                return
+        self._merge(plan, page, pages)
+
+    def _merge(self, plan: Plan, page: int, pages: int) -> None:
+        """Make a run that is in no list a free run, one with those before and behind it."""
         arena = arena_at(self.arena_of(page))
         base = plan[arena + A_BASE]
         plan[self._at(page)] = PD_NONE

@@ -33,6 +33,9 @@ from .layout import (
     A_PAGES,
     ARENAS,
     ARENAS_MAX,
+    BIN_HEADS,
+    BIN_PAGES_MOST,
+    BIN_RUNS_MOST,
     BUCKETS,
     CHARGED,
     D_DRAFTED,
@@ -73,6 +76,7 @@ from .layout import (
     ORPHANED,
     ORPHANS,
     PARKS,
+    PD_BIN,
     PD_FREE,
     PD_SHIFT,
     PD_SLAB,
@@ -540,6 +544,7 @@ class _Checker:
                 self.expect(links >> 32 == before, f"free run at page {page - 1}: the list is broken")
                 free[page - 1] = length
                 before, page = page, links & LOW32
+        self._bins(free)
         everything = dict(free)
         for page, pages in self.taken.items():
             self.expect(page not in free, f"page {page} is both free and used")
@@ -548,6 +553,18 @@ class _Checker:
             self._arena(arena, everything)
         for page in everything:
             self.say(f"a run begins at page {page}, in no arena")
+
+    def _bins(self, free: dict[int, int]) -> None:
+        for pages in range(1, BIN_PAGES_MOST + 1):
+            head, found = self.w[BIN_HEADS + pages], 0
+            page = head & LOW32
+            while page and page - 1 not in free:
+                word = self._descriptor(page - 1)
+                self.expect(word == PD_BIN | pages << PD_SHIFT, f"page {page - 1} in the bin of {pages} is marked {word:#x}")
+                free[page - 1] = pages
+                found += 1
+                page = self.w[self.store.layout.descriptors_at + (page - 1) * DESCRIPTOR_WORDS + 1] & LOW32
+            self.expect(not page and found == head >> 32 <= BIN_RUNS_MOST, f"the bin of {pages} has {found} runs: {head:#x}")
 
     def _arena(self, arena: int, everything: dict[int, int]) -> None:
         at = arena_at(arena)

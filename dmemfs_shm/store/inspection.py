@@ -50,6 +50,8 @@ from .layout import (
     ARENAS_MAX,
     BACKEND_OFD,
     BACKENDS,
+    BIN_HEADS,
+    BIN_PAGES_MOST,
     BUCKETS,
     BUCKETS_BACKED,
     CHARGED,
@@ -640,12 +642,14 @@ class _Inspector:
         self.doubt(not 0 < w[BUCKETS] <= w[BUCKETS_BACKED], BUCKETS, "buckets that have memory", w[BUCKETS])
 
     def largest_free_run(self) -> int:
-        """Bytes of the largest free run that has memory: at the end of an arena, or in the list of the largest class."""
+        """Bytes of the largest free run that has memory: at the end of an arena, in a bin, or in the list of the largest
+        class."""
         w, layout = self.w, self.observer.layout
         pages = 0
         for number in range(self._arena_count()):
             at = arena_at(number)
             pages = max(pages, min(w[at + A_BACKED], w[at + A_PAGES]) - w[at + A_BREAK])
+        pages = max(pages, *(length for length in range(BIN_PAGES_MOST + 1) if w[BIN_HEADS + length]), 0)
         heads = w.read(RUN_HEADS, RUN_CLASSES)
         for size_class in range(RUN_CLASSES - 1, -1, -1):
             page = heads[size_class]

@@ -109,7 +109,10 @@ RUN_HEADS: Final = STORE + 64  # free runs by floor(log2(pages))
 RUN_CLASSES: Final = 32
 SLAB_HEADS: Final = STORE + 96  # slab pages by the longest run of free slots, 1..15
 SLAB_CLASSES: Final = 16
-STORE_END: Final = STORE + 112
+BIN_HEADS: Final = STORE + 112  # by pages, 1..16: how many runs 32, first page plus one 32 bits
+BIN_PAGES_MOST: Final = 16
+BIN_RUNS_MOST: Final = 64
+STORE_END: Final = STORE + 136
 
 # ---- page 3: mutexes. m[0] guards namespace, quota and allocator; m[1..16] the lock words of nodes n with n % 16 == k - 1.
 MUTEXES: Final = 17
@@ -281,6 +284,7 @@ PD_FREE: Final = 1  # first page of a free run; true whenever it stands
 PD_TAIL: Final = 2  # last page of a free run of two or more; believed only if the first page agrees
 PD_USED: Final = 3  # first page of a run in use
 PD_SLAB: Final = 4  # page cut into slots; the low 16 bits of the value are the map of used slots
+PD_BIN: Final = 5  # first page of a free run in a bin; word 1 is the next one's first page plus one
 PD_SHIFT: Final = 32
 
 NAME_BYTES_MAX: Final = 255
