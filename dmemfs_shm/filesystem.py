@@ -494,8 +494,12 @@ class MemoryFileSystem:
         self, store: Attachment, path: AnyPath, mode: str, record: int, kind: int, timeout: float | None
     ) -> tuple[Found, bool]:
         """Look the path up, create the file if the mode does, and lock it; whether it was created."""
-        parsed = parse(path)
         creates = mode not in ("rb", "r+b")
+        if creates:
+            new = store.fast.create(path, record, timeout)
+            if new is not None:
+                return new, True
+        parsed = parse(path)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if creates and parsed.parts:
@@ -558,6 +562,8 @@ class MemoryFileSystem:
         self._guard.check_before_write(size)
 
         wait_until = 0.0 if space_timeout == 0.0 else until(_check_timeout(space_timeout))
+        if store.fast.put(path, source, size, self._timeout):
+            return size
         store.names.put(parse(path), size, _filler(source, size), self._timeout, replace=True, until=wait_until)
         return size
 
@@ -680,7 +686,9 @@ class MemoryFileSystem:
 
     def remove(self, path: AnyPath) -> None:
         """Remove a file. FileNotFoundError, IsADirectoryError, MFSFileOpenError."""
-        self._attached().names.remove(parse(path), self._timeout)
+        store = self._attached()
+        if not store.fast.remove(path, self._timeout):
+            store.names.remove(parse(path), self._timeout)
 
     def rmtree(self, path: AnyPath) -> None:
         """Remove a directory with everything in it, at once for everybody.

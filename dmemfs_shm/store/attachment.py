@@ -43,6 +43,7 @@ from . import names, segment
 from .arenas import Arenas
 from .blocks import Blocks, NeedMemory
 from .content import Content
+from .fastpath import FastPath
 from .graft import Grafts
 from .identity import ByteLocks, Participants, keep_locked
 from .journal import Words
@@ -240,6 +241,7 @@ class Attachment:
         self.grafts = Grafts(self)
         self.publications = Publications(self)
         self.space = Space(self)
+        self.fast = FastPath(self)
         self.wants_buckets = False
         self._life: segment.Anchor | None = None  # counts us among the users of a private store
 
@@ -298,10 +300,14 @@ class Attachment:
                     raise
                 relieved = True
         if self.wants_buckets:
-            self.wants_buckets = False
-            with contextlib.suppress(MFSNoSpaceError):
-                self.tree.grow_buckets()
+            self.grow_buckets()
         return result
+
+    def grow_buckets(self) -> None:
+        """What a full hash table asked for. Outside any section."""
+        self.wants_buckets = False
+        with contextlib.suppress(MFSNoSpaceError):
+            self.tree.grow_buckets()
 
     def relieve_locks(self) -> None:
         """Before a lock is refused, and at each slice of a wait: our own finalisers' notes, then the dead.

@@ -112,7 +112,8 @@ SLAB_CLASSES: Final = 16
 BIN_HEADS: Final = STORE + 112  # by pages, 1..16: how many runs 32, first page plus one 32 bits
 BIN_PAGES_MOST: Final = 16
 BIN_RUNS_MOST: Final = 64
-STORE_END: Final = STORE + 136
+SCRATCH: Final = STORE + 136  # means nothing: what a transaction of fixed length stores when it has one word less to store
+STORE_END: Final = STORE + 137
 
 # ---- page 3: mutexes. m[0] guards namespace, quota and allocator; m[1..16] the lock words of nodes n with n % 16 == k - 1.
 MUTEXES: Final = 17

@@ -154,7 +154,7 @@ class Namespace:
         self.nodes_at = store.layout.nodes_at
         self.files: dict[str, Found] = {}
         self.directories: dict[str, Found] = {}
-        self.parents: dict[tuple[bytes, ...], Found] = {}
+        self.parents: dict[str, Found] = {}  # by the text before the last slash, if what follows it is the last part
 
     def at(self, node: int) -> int:
         return self.nodes_at + node * NODE_WORDS
@@ -215,15 +215,17 @@ class Namespace:
     def parent_of(self, path: Path) -> int:
         """The directory that a new entry at the path would be in. REQUIRES m[0]. FileNotFoundError."""
         parts = path.parts[:-1]
-        known = self.parents.get(key := tuple(parts))
-        if known is not None and self.is_current(known):
+        key, _, last = path.text.rpartition("/")
+        known = self.parents.get(key)
+        if known is not None and self.is_current(known) and last.encode("utf-8", "surrogatepass") == path.parts[-1]:
             return known[0]
         parent = self.tree.walk(parts)
         if not parent or self.tree.kind(parent) != KIND_DIR:
             raise FileNotFoundError(f"Parent directory does not exist: '{path.parent}'")
-        if len(self.parents) >= PATHS_CACHED_MOST:
-            self.parents.clear()
-        self.parents[key] = parent, self.w[self.at(parent) + N_GENERATION], self.w[NAMESPACE]
+        if last.encode("utf-8", "surrogatepass") == path.parts[-1]:
+            if len(self.parents) >= PATHS_CACHED_MOST:
+                self.parents.clear()
+            self.parents[key] = parent, self.w[self.at(parent) + N_GENERATION], self.w[NAMESPACE]
         return parent
 
     def file_at(self, path: Path) -> int:

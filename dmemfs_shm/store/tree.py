@@ -21,7 +21,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from ..errors import MFSCorruptStoreError, MFSNodeLimitExceededError
-from .journal import Words
+from .journal import Plan, Words
 from .layout import (
     BUCKETS,
     BUCKETS_BACKED,
@@ -92,7 +92,7 @@ class Tree:
         self.buckets_at = store.layout.buckets_at
         self.nodes_cap = store.layout.nodes_cap
         self.nodes_max = store.w[W_NODES_MAX]
-        self._seed = store.w[W_UUID_LOW] & LOW32
+        self.seed = store.w[W_UUID_LOW] & LOW32
 
     # ---- reading
 
@@ -166,12 +166,12 @@ class Tree:
         counter = DIRS if kind == KIND_DIR else FILES
         plan[counter] = now_is(counter) + 1
         section.renames()
-        if now_is(FILES) + now_is(DIRS) >= buckets:
-            self._split(section)
+        if plan[FILES] + plan[DIRS] > buckets:
+            self.split(plan)
         return node
 
     def hash(self, parent: int, name: bytes) -> int:
-        return zlib.crc32(name, (parent * 0x9E3779B1 ^ self._seed) & LOW32)
+        return zlib.crc32(name, (parent * 0x9E3779B1 ^ self.seed) & LOW32)
 
     def bucket(self, key: int, buckets: int) -> int:
         """Word of the bucket of a hash when there are so many buckets."""
@@ -523,12 +523,10 @@ class Tree:
                 raise MFSCorruptStoreError("index", before * WORD, "a bucket that ends", plan[before])
         plan[before] = plan[before] & ~LOW32 | plan[at + N_NEXT] & LOW32
 
-    def _split(self, section: Section) -> None:
-        """Split the next bucket, if there are more names than buckets; put off if it is long or has no memory."""
-        plan, w = section.plan, section.w
-        buckets = plan[BUCKETS]
-        if plan[FILES] + plan[DIRS] <= buckets:
-            return
+    def split(self, plan: Plan) -> None:
+        """Split the next bucket, as is to be done when there are more names than buckets; put off if it is long or has no
+        memory."""
+        w, buckets = self.w, plan[BUCKETS]
         if buckets >= w[BUCKETS_BACKED]:
             self.store.wants_buckets = True
             return
