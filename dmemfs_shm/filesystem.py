@@ -424,30 +424,38 @@ class MemoryFileSystem:
         kind = _MODES.get(mode)
         if kind is None:
             raise ValueError(f"Invalid mode '{mode}'. MFS supports binary modes only: {set(_MODES)}")
-        if preallocate.__class__ is not int:
+        if preallocate is not _NOTHING or space_timeout != 0.0 or atomic:
             preallocate = operator.index(preallocate)
-        if preallocate > 0 and mode == "rb":
-            raise io.UnsupportedOperation("preallocate needs a mode that writes")
-        if space_timeout is not None and space_timeout != 0.0:
-            _check_timeout(space_timeout)
-        if atomic:
-            return self._open_atomic(path, mode, preallocate, lock_timeout, space_timeout)
+            if preallocate > 0 and mode == "rb":
+                raise io.UnsupportedOperation("preallocate needs a mode that writes")
+            if space_timeout is not None:
+                _check_timeout(space_timeout)
+            if atomic:
+                return self._open_atomic(path, mode, preallocate, lock_timeout, space_timeout)
         store = self._store or self._attached()
         if store.dropped:
             store.work_off()
         timeout = self._timeout if lock_timeout is None else _check_timeout(lock_timeout)
         found = store.names.files.get(path)  # type: ignore[arg-type]
         rw = store.rw
-        held = [rw.lease()]
+        try:
+            held = [rw.free.pop()]
+        except IndexError:
+            held = [rw.lease()]
         record = held[0].word
         try:
             created = False
-            if found is None or mode == "xb" or not rw.lock(*found, record, kind, timeout):
-                found, created = self._open_slowly(store, path, mode, record, kind, timeout)
-            if not created and (mode == "wb" or store.w[rw.nodes_at + found[0] * NODE_WORDS] & LOCK_ABANDONED):
-                self._begin(store, found, path, mode, allow_abandoned)
-            handle = MemoryFileHandle(self, store, found[0], held, os.fspath(path), mode, space_timeout)
-            self._handles[record] = weakref.ref(handle)
+            if found is not None and mode != "xb":
+                node, generation, namespace = found
+            else:
+                node = generation = namespace = 0
+            if not node or not rw.lock(node, generation, namespace, record, kind, timeout):
+                (node, _, _), created = self._open_slowly(store, path, mode, record, kind, timeout)
+            if not created and (mode == "wb" or store.w[rw.nodes_at + node * NODE_WORDS] & LOCK_ABANDONED):
+                self._begin(store, node, path, mode, allow_abandoned)
+            name = path if path.__class__ is str else os.fspath(path)
+            handle = MemoryFileHandle(self, store, node, held, name, mode, space_timeout)
+            self._handles[record] = _reference(handle)
         except BaseException:
             if held and store.state == STATE_READY:
                 rw.give_back(held.pop())
@@ -521,16 +529,19 @@ class MemoryFileSystem:
                 return found, False
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
 
-    def _begin(self, store: Attachment, found: Found, path: AnyPath, mode: str, allow_abandoned: bool) -> None:
+    def _begin(self, store: Attachment, node: int, path: AnyPath, mode: str, allow_abandoned: bool) -> None:
         """What the mode does to a file that stands, once it is locked: "wb" empties it, others refuse an abandoned one."""
-        w, at = store.w, store.names.nodes_at + found[0] * NODE_WORDS
+        w, at = store.w, store.names.nodes_at + node * NODE_WORDS
         if mode == "wb":
+            run = w[at + N_RUN]
             if w[at + N_PIN] & LOW32:
-                store.placement.unshare(found[0], 0, 0, self._timeout)
+                store.placement.unshare(node, 0, 0, self._timeout)
             elif w[at + N_RUNS]:
                 store.arenas.pieces(store.content.runs(w, at))  # what can fail does so while the old bytes are there
-            elif w[at + N_RUN]:
-                store.arenas.locate(w[at + N_RUN])
+            elif run:
+                known = store.arenas.located.get(run)
+                if known is None or w[known[2]] != known[3]:
+                    store.arenas.locate(run)
             w[at + N_SIZE] = 0
             w[at + N_CONTENT] = w[at + N_CONTENT] + 1 & WORD_MAX
             w[at + N_MODIFIED] = time.time_ns()
@@ -1009,6 +1020,10 @@ def _stat(w: memoryview, at: int) -> MFSStatResult:
         is_dir=directory,
         abandoned=bool(w[at] & LOCK_ABANDONED),
     )
+
+
+_NOTHING = 0
+_reference = weakref.ref
 
 
 def _read_unlocked(store: Attachment, found: Found) -> bytes | None:

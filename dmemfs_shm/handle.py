@@ -46,7 +46,15 @@ if TYPE_CHECKING:
     from .store.attachment import Attachment
     from .store.lease import Lease
 
-_NOT_READABLE = frozenset(("wb", "ab", "xb"))
+#: By mode: whether it reads, writes, and holds its lock with what says that the content changes from the start.
+_ABLE = {
+    "rb": (True, False, False),
+    "wb": (False, True, True),
+    "xb": (False, True, True),
+    "ab": (False, True, False),
+    "r+b": (True, True, False),
+}
+_ALL = -1
 _NOTHING_LENT: list[weakref.ref[memoryview]] = []
 
 
@@ -60,7 +68,6 @@ class MemoryFileHandle(io.RawIOBase):
         "_closed",
         "_dirty",
         "_fs",
-        "_guard",
         "_held",
         "_lent",
         "_mm",
@@ -71,10 +78,10 @@ class MemoryFileHandle(io.RawIOBase):
         "_pos",
         "_readable",
         "_record",
+        "_segment",
         "_size",
         "_space",
         "_store",
-        "_view",
         "_w",
         "_writable",
     )
@@ -95,11 +102,10 @@ class MemoryFileHandle(io.RawIOBase):
         """Take over a lock record that is held, its lease in a list; or (none) read under a lock that somebody else looks
         after. Do not call: `MemoryFileSystem.open` does."""
         self._fs = fs
-        self._guard = fs._write_guard
         self._store = store
-        self._w = store.w
+        self._w = w = store.w
         self._node = node
-        self._at = store.tree.nodes_at + node * NODE_WORDS
+        self._at = at = store.rw.nodes_at + node * NODE_WORDS
         self._held = held  # whoever takes the lease out ends the hold
         self._record = held[0].word if held else 0
         self._path = path
@@ -108,13 +114,24 @@ class MemoryFileHandle(io.RawIOBase):
         self._pos = 0
         self._lent = _NOTHING_LENT  # until something is lent
         self._closed = True  # until all of this has worked: the record is still the caller's
-        self._writable = mode != "rb"
-        self._readable = mode not in _NOT_READABLE
-        self._dirty = mode in ("wb", "xb")
-        self._size = self._w[self._at + N_SIZE]
-        self._locate()
+        self._readable, self._writable, self._dirty = _ABLE[mode]
+        self._size = size = w[at + N_SIZE]
+        run, capacity = w[at + N_RUN], w[at + N_CAPACITY]
+        known = store.arenas.located.get(run)
+        self._pieces = None
+        if known is not None and w[known[2]] == known[3] and size <= capacity == (run >> RUN_UNITS_SHIFT) * UNIT:
+            # `_locate`, as it nearly always ends; a file in several pieces has more capacity than its first run.
+            self._segment = segment = known[0]
+            self._mm = segment.mm
+            self._base = known[1]
+            self._capacity = capacity
+        elif run or capacity or size:
+            self._locate()
+        else:
+            self._base = -1
+            self._capacity = 0
         if mode == "ab":
-            self._pos = self._size
+            self._pos = size
         self._closed = False
 
     def _locate(self) -> None:
@@ -130,8 +147,8 @@ class MemoryFileHandle(io.RawIOBase):
                 blocks = self._pieces[-1][1]
             else:
                 segment, base = arenas.locate(run)
+                self._segment = segment
                 self._mm = segment.mm
-                self._view = segment.view
                 self._base = base
         if not w[at + N_SIZE] <= capacity == blocks:
             raise MFSCorruptStoreError("index", (at + N_CAPACITY) * WORD, f"{blocks}, and a size of at most that", capacity)
@@ -202,10 +219,11 @@ class MemoryFileHandle(io.RawIOBase):
         if self._closed or not self._readable or self._store.forked or self._w[W_STATE] != STATE_READY:
             self._check_readable()
         pos, end = self._pos, self._size
-        if size.__class__ is not int and size is not None:
-            size = operator.index(size)
-        if size is not None and 0 <= size < end - pos:
-            end = pos + size
+        if size is not _ALL and size is not None:
+            if size.__class__ is not int:
+                size = operator.index(size)
+            if 0 <= size < end - pos:
+                end = pos + size
         if pos >= end:
             return b""
         base = self._base
@@ -228,7 +246,7 @@ class MemoryFileHandle(io.RawIOBase):
             if pos >= end:
                 return 0
             if self._base >= 0:
-                target[: end - pos] = self._view[self._base + pos : self._base + end]
+                target[: end - pos] = self._segment.view[self._base + pos : self._base + end]
             else:
                 done = 0
                 for part in self._parts(pos, end):
@@ -278,7 +296,7 @@ class MemoryFileHandle(io.RawIOBase):
         if self._base < 0 and self._pieces is None:
             self._locate()
         if self._base >= 0:
-            yield self._view[self._base + pos : self._base + end]
+            yield self._segment.view[self._base + pos : self._base + end]
             return
         for start, stop, segment, at in self._pieces or ():
             first, last = max(pos, start), min(end, stop)
@@ -311,8 +329,8 @@ class MemoryFileHandle(io.RawIOBase):
             raise io.UnsupportedOperation(
                 "Random-access write on a sequential-only file: promotion is disabled (default_storage='sequential')."
             )
-        if self._guard is not None and end > size:
-            self._guard.check_before_write(end - size + (w[W_FILE_CHARGE] if pos == size else 0))
+        if end > size and self._fs._write_guard is not None:
+            self._fs._write_guard.check_before_write(end - size + (w[W_FILE_CHARGE] if pos == size else 0))
         if end > self._capacity or w[at + N_PIN] & LOW32:
             self._make_room(max(end, size), size)
         if not self._dirty:
@@ -333,6 +351,19 @@ class MemoryFileHandle(io.RawIOBase):
 
     def _make_room(self, size: int, keep: int) -> None:
         """Blocks of our own for *size* bytes, the first *keep* of which stay."""
+        if self._base < 0 and not self._capacity and not self._w[self._at + N_PIN]:
+            # The first blocks of a file, nearly always: there is nothing to forget, and nothing can be lent.
+            run = self._store.fast.grow(self._at, size, self._fs._timeout)
+            if run:
+                known = self._store.arenas.located.get(run)
+                if known is not None and self._w[known[2]] == known[3]:
+                    self._segment = known[0]
+                    self._mm = known[0].mm
+                    self._base = known[1]
+                    self._capacity = (run >> RUN_UNITS_SHIFT) * UNIT
+                else:
+                    self._locate()
+                return
         self.check_lent()
         store, timeout, wait_until = self._store, self._fs._timeout, until(self._space) if self._space != 0.0 else 0.0
         store.work_off()  # a view that is gone may not have given its pin back yet
@@ -375,8 +406,8 @@ class MemoryFileHandle(io.RawIOBase):
 
     def _resize(self, target: int, before: int) -> None:
         self.check_lent()
-        if target > before and self._guard is not None:
-            self._guard.check_before_write(target - before + self._w[W_FILE_CHARGE])
+        if target > before and self._fs._write_guard is not None:
+            self._fs._write_guard.check_before_write(target - before + self._w[W_FILE_CHARGE])
         pinned = self._w[self._at + N_PIN] & LOW32
         if target > before:
             if target > self._capacity or pinned:
@@ -410,8 +441,8 @@ class MemoryFileHandle(io.RawIOBase):
         """Make the file at least *size* bytes long, zero-filled, and charge it."""
         before = self._size
         if size > before:
-            if self._guard is not None:
-                self._guard.check_before_write(size - before + self._w[W_FILE_CHARGE])
+            if self._fs._write_guard is not None:
+                self._fs._write_guard.check_before_write(size - before + self._w[W_FILE_CHARGE])
             modified = self._w[self._at + N_MODIFIED]
             if size > self._capacity or self._w[self._at + N_PIN] & LOW32:
                 self._make_room(size, before)

@@ -60,13 +60,13 @@ class Arenas:
         self.blocks = blocks
         self.w = store.w
         self._mapped: dict[int, tuple[int, segment.Segment]] = {}
-        self._located: dict[int, tuple[segment.Segment, int, int, int]] = {}
+        self.located: dict[int, tuple[segment.Segment, int, int, int]] = {}
 
     # ---- reaching bytes
 
     def locate(self, run: int) -> tuple[segment.Segment, int]:
         """The segment that has the run's bytes, and where in it they begin. REQUIRES that the run is in use."""
-        known = self._located.get(run)
+        known = self.located.get(run)
         if known is not None and self.w[known[2]] == known[3]:
             return known[0], known[1]
         page, slot = divmod(unit_of(run), UNITS_PER_PAGE)
@@ -79,9 +79,9 @@ class Arenas:
         offset = (page - self.w[at + A_BASE]) * PAGE + slot * UNIT
         if offset < 0 or offset + units_of(run) * UNIT > min(self.w[at + A_BACKED] * PAGE, mapped[1].size_bytes):
             raise MFSCorruptStoreError("index", at * WORD, "a run within the arena's memory", run)
-        if len(self._located) >= RUNS_KNOWN_MOST:
-            self._located.clear()
-        self._located[run] = mapped[1], offset, at + A_LIFE, life
+        if len(self.located) >= RUNS_KNOWN_MOST:
+            self.located.clear()
+        self.located[run] = mapped[1], offset, at + A_LIFE, life
         return mapped[1], offset
 
     def pieces(self, runs: list[int]) -> list[Piece]:
@@ -128,7 +128,7 @@ class Arenas:
         for _, mapped in self._mapped.values():
             mapped.close()
         self._mapped.clear()
-        self._located.clear()
+        self.located.clear()
 
     # ---- memory
 
@@ -290,6 +290,6 @@ class Arenas:
         with self.store.growing:
             for number, (life, mapped) in list(self._mapped.items()):
                 if life != self.w[arena_at(number) + A_LIFE]:
-                    self._located.clear()
+                    self.located.clear()
                     mapped.close()
                     del self._mapped[number]

@@ -67,6 +67,7 @@ from .layout import (
     NODE_BREAK,
     NODE_FREE,
     NODE_WORDS,
+    PAGE,
     PD_BIN,
     PD_SHIFT,
     PD_USED,
@@ -98,8 +99,9 @@ if TYPE_CHECKING:
     from .mutex import Mutex, Thread
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", re.ASCII).fullmatch
+_ENTRIES_4 = struct.Struct("=8Q").pack
 _ENTRIES_6 = struct.Struct("=12Q").pack
-_ENTRIES_12 = struct.Struct("=24Q").pack
+_ENTRIES_8 = struct.Struct("=16Q").pack
 _ENTRIES_13 = struct.Struct("=26Q").pack
 _ENTRIES_15 = struct.Struct("=30Q").pack
 _NODE = struct.Struct("=12Q").pack  # N_SIZE to N_PIN
@@ -207,22 +209,19 @@ class FastPath:
         w, nodes_at = self.w, self.nodes_at
         parent, generation, namespace = known
         directory = nodes_at + parent * NODE_WORDS
-        names, files, buckets, used, charged = w[TREE_SEQ], w[FILES], w[BUCKETS], w[USED], w[CHARGED]
+        names, files, buckets, backed = w[TREE_SEQ], w[FILES], w[BUCKETS], w[NODE_BACKED]
         if w[NAMESPACE] != namespace or names & 1 or w[directory + N_GENERATION] != generation or w[directory + N_PIN]:
             return None
         # A free node: the last one that was freed, or one that never was used.
         takes, node = NODE_FREE, w[NODE_FREE]
-        at = nodes_at + node * NODE_WORDS
         if not node:
             takes, node = NODE_BREAK, w[NODE_BREAK]
-            at = nodes_at + node * NODE_WORDS
-            left = node + 1
-        else:
-            left = w[at + N_NEXT] & LOW32 if node < w[NODE_BACKED] else 0
-        if node >= w[NODE_BACKED] or w[at + N_NAME] != _FREED or w[at + N_GENERATION] & 1:
+        at = nodes_at + node * NODE_WORDS
+        count, first = files + w[DIRS], w[directory + D_CHILD]
+        if node >= backed or first >= backed or count >= self.nodes_max:
             return None
-        count = files + w[DIRS]
-        if count >= self.nodes_max:
+        generation, after = w[at + N_GENERATION], w[at + N_NEXT]
+        if w[at + N_NAME] != _FREED or generation & 1:
             return None
         # The name must not stand.
         key = zlib.crc32(name, (parent * 0x9E3779B1 ^ self.seed) & LOW32)
@@ -233,33 +232,26 @@ class FastPath:
         steps = 0
         while other:
             other_at = nodes_at + other * NODE_WORDS
-            if other >= w[NODE_BACKED] or steps == _CHAIN_MOST or (w[other_at + N_NAME] ^ identity) & 0xFFFFFFFFFFFF == 0:
+            if other >= backed or steps == _CHAIN_MOST or (w[other_at + N_NAME] ^ identity) & 0xFFFFFFFFFFFF == 0:
                 return None
             other = w[other_at + N_NEXT] & LOW32
             steps += 1
         run = capacity = stamp = 0
         plan: dict[int, int] | None = None
-        one = two = SCRATCH
-        one_is = two_is = 0
         if size:
             units = units_for(size)
-            capacity = units * UNIT
+            capacity, used, charged = units * UNIT, w[USED], w[CHARGED]
             more = capacity + self.file_charge
             if used + more > self.quota_bytes:
                 return None
             run, one, one_is, two, two_is, plan = self._take(units)
             segment, offset = self.arenas.locate(run)
             segment.mm[offset : offset + size] = source
-            used += more
-            charged += 1
         if done is not None:
             done[0] = node
             stamp = time.monotonic_ns() // 1000 & STAMP_MASK
-        first = w[directory + D_CHILD]
-        sibling = nodes_at + first * NODE_WORDS + N_SIBLINGS if 0 < first < w[NODE_BACKED] else SCRATCH
-        if first and sibling == SCRATCH:
-            return None
-        generation, mm = w[at + N_GENERATION], self.mm
+        sibling = nodes_at + first * NODE_WORDS + N_SIBLINGS if first else SCRATCH
+        links, mm = w[sibling], self.mm
         # Nobody looks at a free node, and whoever still does finds the sequence odd.
         w[at + N_SEQ] = sequence = w[at + N_SEQ] + 1 | 1
         w[at] = LOCK_WRITER if record else 0
@@ -270,24 +262,23 @@ class FastPath:
         w[TREE_SEQ] = names + 1
         journal = self.mutex.journal
         start = (journal + 1) * WORD
-        held = record or SCRATCH
-        links = w[sibling]
-        mm[start : start + 192] = _ENTRIES_12(
-            takes, w[takes],
+        entries = _ENTRIES_8(
+            takes, node,
             at + N_GENERATION, generation + 2,
             directory + D_CHILD, first,
             sibling, links,
-            at + N_NEXT, w[at + N_NEXT],
+            at + N_NEXT, after,
             bucket, chain,
             FILES, files,
-            held, 0,
-            USED, w[USED],
-            CHARGED, w[CHARGED],
-            one, w[one],
-            two, w[two],
+            record or SCRATCH, 0,
         )  # fmt: skip
-        w[journal] = 12 if plan is None else self._log(plan, 12)
-        w[takes] = left
+        if not size:
+            mm[start : start + 128] = entries
+            w[journal] = 8
+        else:
+            mm[start : start + 192] = entries + _ENTRIES_4(USED, used, CHARGED, charged, one, w[one], two, w[two])
+            w[journal] = 12 if plan is None else self._log(plan, 12)
+        w[takes] = after & LOW32 if takes == NODE_FREE else node + 1
         w[at + N_GENERATION] = generation + 1
         w[directory + D_CHILD] = node
         if first:
@@ -298,8 +289,8 @@ class FastPath:
         if record:
             w[record] = _WRITING | node << REC_NODE_SHIFT
         if size:
-            w[USED] = used
-            w[CHARGED] = charged
+            w[USED] = used + more
+            w[CHARGED] = charged + 1
             if plan is None:
                 w[one] = one_is
                 w[two] = two_is
@@ -376,28 +367,27 @@ class FastPath:
 
     # ---- the first blocks of a file
 
-    def grow(self, node: int, size: int, timeout: float | None) -> bool:
-        """Blocks for *size* bytes for a file that has none. REQUIRES its exclusive lock."""
-        store, w = self.store, self.w
-        at = self.nodes_at + node * NODE_WORDS
-        if w[at + N_CAPACITY] or w[at + N_PIN] or store.dropped or store.unpinned or store.recovery.events:
-            return False
+    def grow(self, at: int, size: int, timeout: float | None) -> int:
+        """Blocks for *size* bytes for the file at word *at*, which has none; their run, or 0. REQUIRES its exclusive lock."""
+        store = self.store
+        if store.dropped or store.unpinned or store.recovery.events:
+            return 0
         mutex, thread = self.mutex, self.threads.thread
         if thread.inside:
             thread = self.threads.enter()
         try:
             mutex.acquire(thread, timeout)
-            done = self._grow(at, units_for(size))
+            run = self._grow(at, UNITS_PER_PAGE * -(-size // PAGE) if size >= PAGE else -(-size // UNIT))
             mutex.release(thread)
         except NeedMemory:
             self._abandon(thread)
-            return False
+            return 0
         except BaseException:
             self._abandon(thread)
             raise
-        return done
+        return run
 
-    def _grow(self, at: int, units: int) -> bool:
+    def _grow(self, at: int, units: int) -> int:
         w = self.w
         used, charged, capacity = w[USED], w[CHARGED], units * UNIT
         more = capacity + self.file_charge
@@ -409,7 +399,7 @@ class FastPath:
             or w[TREE_SEQ] & 1
             or w[at + N_NAME] >> KIND_SHIFT & 0xFF != KIND_FILE
         ):
-            return False
+            return 0
         run, one, one_is, two, two_is, plan = self._take(units)
         journal = self.mutex.journal
         start = (journal + 1) * WORD
@@ -428,7 +418,7 @@ class FastPath:
             for word, value in plan.items():
                 w[word] = value
         w[journal] = 0
-        return True
+        return run
 
     # ---- a complete file
 

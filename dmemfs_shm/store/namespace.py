@@ -856,23 +856,19 @@ class Namespace:
 
     # ---- the end of a hold
 
-    def finish(self, record: int, *, clears: bool = True) -> None:
-        """Close what a record holds: a writer gives back the blocks that its file does not need; then the lock."""
-        w = self.w
-        word = w[record]
-        node = word >> REC_NODE_SHIFT
-        at = self.at(node)
-        if word & _WRITES == _WRITES:
-            if units_for(w[at + N_SIZE]) * UNIT < w[at + N_CAPACITY]:
-                self.store.placement.fit(node)
-            if word & REC_DIRTY:
-                w[at + N_STAMP] = time.monotonic_ns() // 1000 & STAMP_MASK  # `stamp`
-        try:
-            self.store.rw.unlock(record, clears=clears)
-        finally:
-            if w[WATCHED]:
-                self.store.publications.announce(node)
-        kind = w[at + N_NAME] >> KIND_SHIFT
+    def before_unlock(self, word: int) -> None:
+        """Before a writer's record gives back its lock: the blocks that its file does not need, and when it was published."""
+        w, node = self.w, word >> REC_NODE_SHIFT
+        at = self.nodes_at + node * NODE_WORDS
+        size, capacity = w[at + N_SIZE], w[at + N_CAPACITY]
+        if size != capacity and units_for(size) * UNIT < capacity:
+            self.store.placement.fit(node)
+        if word & REC_DIRTY:
+            w[at + N_STAMP] = time.monotonic_ns() // 1000 & STAMP_MASK  # `stamp`
+
+    def after_unlock(self, node: int) -> None:
+        """The hold of what is no file (any more) has ended, and perhaps with it what kept it."""
+        kind = self.tree.kind(node)
         if kind == KIND_ORPHAN:
             self.store.sweep.drain_orphans()
         elif kind == KIND_DRAFT:

@@ -135,8 +135,6 @@ class Placement:
 
     def grow(self, node: int, size: int, timeout: float | None, until: float) -> None:
         """Blocks for *size* bytes. REQUIRES the exclusive lock."""
-        if self.store.fast.grow(node, size, timeout):
-            return
         at = self.at(node)
         self.store.space.transact(lambda section: self.content.grow(section, at, size), timeout, until)
 

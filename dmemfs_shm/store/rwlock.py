@@ -50,6 +50,8 @@ from .layout import (
     GRANTED,
     HELD,
     INODE_MUTEXES,
+    KIND_FILE,
+    KIND_SHIFT,
     LOCK_ABANDONED,
     LOCK_BUSY,
     LOCK_HEAD_SHIFT,
@@ -58,6 +60,7 @@ from .layout import (
     LOCK_TAIL_SHIFT,
     LOCK_WRITER,
     N_GENERATION,
+    N_NAME,
     N_SEQ,
     NAMESPACE,
     NODE_WORDS,
@@ -101,6 +104,7 @@ _NEXT = REC_NEXT_MASK << REC_NEXT_SHIFT
 _QUEUE = ~(LOCK_READERS | LOCK_WRITER | LOCK_ABANDONED) & ((1 << 64) - 1)
 _EXCLUDES_READERS = _QUEUE | LOCK_WRITER
 _KINDS = REC_WRITER | REC_DIRTY
+_WRITES = HELD | REC_WRITER
 _NO_SEMAPHORE = (posix_ipc.Error, OSError, MemoryError)  # posix_ipc makes the last one of ENOMEM
 
 
@@ -502,11 +506,22 @@ class FileLocks:
         What does not work now (a stopped process is in the way, or an exception came) is left to the next operation.
         clears: the file is complete, as after a close; else its opening failed, or it was not opened for changing.
         """
+        w, record = self.w, lease.word
         try:
             if self.threads.thread.inside:  # a section could not be abandoned
                 self.store.mend()
-            if self.w[lease.word] & REC_STATE:
-                self.store.names.finish(lease.word, clears=clears)
+            word = w[record]
+            if word & REC_STATE:
+                names = self.store.names
+                if word & _WRITES == _WRITES:
+                    names.before_unlock(word)
+                try:
+                    self.unlock(record, clears=clears)
+                finally:
+                    if w[WATCHED]:
+                        self.store.publications.announce(word >> REC_NODE_SHIFT)
+                if w[self.nodes_at + (word >> REC_NODE_SHIFT) * NODE_WORDS + N_NAME] >> KIND_SHIFT & 0xFF != KIND_FILE:
+                    names.after_unlock(word >> REC_NODE_SHIFT)
         except MFSStoreBusyError:
             self._lose(lease, clears=clears)
         except BaseException:

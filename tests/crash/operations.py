@@ -119,6 +119,10 @@ class Case:
         self.tasks.append(Task(self._produce))
         until(lambda: bool(list(self.fs._store.space.queue())) or self.tasks[-1].done, "the thread waits for space")
 
+    def producer_ends(self) -> None:
+        """There was space: the thread has its file, and takes it away."""
+        until(lambda: self.tasks[-1].done, "the producer is done")
+
     def _produce(self) -> None:
         with contextlib.suppress(MFSQuotaExceededError):
             self.fs.write_bytes("/waiting", LARGE, space_timeout=DEADLINE_S)

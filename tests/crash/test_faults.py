@@ -349,6 +349,8 @@ class Victim:
         if case.after is None:
             return
         if done:
+            if self.operation.ready is operations.others_wait:
+                link.ask("producer_ends")
             assert look(self.fs) == case.after, "it says that it has happened"
         for path in self.operation.written:
             if path in case.before:
