@@ -558,6 +558,11 @@ class MemoryFileSystem:
             data = _read_unlocked(store, found)
             if data is not None:
                 return data
+        found = store.names.find(parse(path), self._timeout)
+        if found[0] and store.names.kind_of(found) == KIND_FILE:
+            data = _read_unlocked(store, found)
+            if data is not None:
+                return data
         with self.open(path, allow_abandoned=allow_abandoned) as handle:
             return handle.read()
 
@@ -570,8 +575,8 @@ class MemoryFileSystem:
         store = self._store or self._attached()
         source = data if type(data) is bytes else bytes_of(data)
         size = len(source)
-        self._guard.check_before_write(size)
-
+        if self._write_guard is not None:
+            self._write_guard.check_before_write(size)
         wait_until = 0.0 if space_timeout == 0.0 else until(_check_timeout(space_timeout))
         if store.fast.put(path, source, size, self._timeout):
             return size
@@ -697,8 +702,9 @@ class MemoryFileSystem:
 
     def remove(self, path: AnyPath) -> None:
         """Remove a file. FileNotFoundError, IsADirectoryError, MFSFileOpenError."""
-        store = self._attached()
+        store = self._store or self._attached()
         if not store.fast.remove(path, self._timeout):
+            store.check_state()
             store.names.remove(parse(path), self._timeout)
 
     def rmtree(self, path: AnyPath) -> None:
@@ -831,10 +837,20 @@ class MemoryFileSystem:
                 found = space.find(parsed, self._timeout)
                 if not found[0]:
                     raise FileNotFoundError(f"No such file or directory: '{parsed.text}'")
-            at = space.nodes_at + found[0] * NODE_WORDS
+            node, generation, namespace = found
+            at = space.nodes_at + node * NODE_WORDS
             sequence = w[at + N_SEQ]
-            result = _stat(w, at)
-            if w[at + N_GENERATION] == found[1] and w[NAMESPACE] == found[2] and w[at + N_SEQ] == sequence and not sequence & 1:
+            directory = w[at + N_NAME] >> KIND_SHIFT & 0xFF == KIND_DIR
+            result: MFSStatResult = {
+                "size": 0 if directory else w[at + N_SIZE],
+                "created_at": w[at + N_CREATED] / 1e9,
+                "modified_at": w[at + N_MODIFIED] / 1e9,
+                "generation": 0 if directory else w[at + N_CONTENT],
+                "is_dir": directory,
+                "abandoned": w[at] & LOCK_ABANDONED != 0,
+            }
+            same = w[at + N_GENERATION] == generation and w[NAMESPACE] == namespace and w[at + N_SEQ] == sequence
+            if same and not sequence & 1:
                 return result
             found = None
 
@@ -1008,18 +1024,6 @@ def _filler(source: Any, size: int) -> Fill:
 
 def _below(path: str, entry: Entry) -> str:
     return f"{path.rstrip('/')}/{decode(entry.name)}"
-
-
-def _stat(w: memoryview, at: int) -> MFSStatResult:
-    directory = w[at + N_NAME] >> KIND_SHIFT & 0xFF == KIND_DIR
-    return MFSStatResult(
-        size=0 if directory else w[at + N_SIZE],
-        created_at=w[at + N_CREATED] / 1e9,
-        modified_at=w[at + N_MODIFIED] / 1e9,
-        generation=0 if directory else w[at + N_CONTENT],
-        is_dir=directory,
-        abandoned=bool(w[at] & LOCK_ABANDONED),
-    )
 
 
 _NOTHING = 0

@@ -111,6 +111,8 @@ _FREED = KIND_FREE << KIND_SHIFT
 _PAGE_SHIFT = RUN_UNITS_SHIFT + 4
 _WRITING = HELD | REC_WRITER | REC_DIRTY
 _CHAIN_MOST = 60
+_HIGH32 = LOW32 << 32
+_HELD = ~LOCK_ABANDONED & (1 << 64) - 1
 
 
 class FastPath:
@@ -435,8 +437,11 @@ class FastPath:
 
     def _swap(self, path: Any, source: Any, size: int, timeout: float | None, done: list[int]) -> bool:
         """Another content for a closed file; its node goes to *done* before it is."""
-        found = self._known(path)
-        if found is None or not 0 < size <= COPIED_IN_SECTION_MOST:
+        store = self.store
+        found = self.names.files.get(path)
+        if found is None or path.__class__ is not str or not 0 < size <= COPIED_IN_SECTION_MOST:
+            return False
+        if store.dropped or store.unpinned or store.recovery.events:
             return False
         done[0] = found[0]
         mutex, inner, thread = self.mutex, self.mutexes[1 + found[0] % INODE_MUTEXES], self.threads.thread
@@ -482,10 +487,10 @@ class FastPath:
                 self.blocks.free(plan, old)  # type: ignore[arg-type]
         segment, offset = self.arenas.locate(run)
         segment.mm[offset : offset + size] = source
-        journal, sequence, content = self.mutex.journal, w[at + N_SEQ] & ~1, w[at + N_CONTENT]
+        journal, odd, content = self.mutex.journal, w[at + N_SEQ] | 1, w[at + N_CONTENT]
         start = (journal + 1) * WORD
         self.mm[start : start + 208] = _ENTRIES_13(
-            at + N_SEQ, sequence + 2,
+            at + N_SEQ, odd + 1,
             at + N_RUN, old,
             at + N_CAPACITY, had,
             at + N_SIZE, w[at + N_SIZE],
@@ -500,7 +505,7 @@ class FastPath:
             four, w[four],
         )  # fmt: skip
         w[journal] = 13 if plan is None else self._log(plan, 13)
-        w[at + N_SEQ] = sequence + 1
+        w[at + N_SEQ] = odd
         w[at + N_RUN] = run
         if had != capacity:
             w[at + N_CAPACITY] = capacity
@@ -521,13 +526,14 @@ class FastPath:
             for word, value in plan.items():
                 w[word] = value
         w[journal] = 0
-        w[at + N_SEQ] = sequence + 2
+        w[at + N_SEQ] = odd + 1
         return True
 
     def remove(self, path: Any, timeout: float | None) -> bool:
         """A closed file loses its name and is freed."""
-        found = self._known(path)
-        if found is None:
+        store = self.store
+        found = self.names.files.get(path)
+        if found is None or path.__class__ is not str or store.dropped or store.unpinned or store.recovery.events:
             return False
         mutex, inner, thread = self.mutex, self.mutexes[1 + found[0] % INODE_MUTEXES], self.threads.thread
         if thread.inside:
@@ -545,13 +551,6 @@ class FastPath:
             self.names.files.pop(path, None)
         return done
 
-    def _known(self, path: Any) -> Found | None:
-        """Where a path that was looked up before led, if nothing else is to be done first."""
-        store = self.store
-        if path.__class__ is not str or store.dropped or store.unpinned or store.recovery.events:
-            return None
-        return self.names.files.get(path)
-
     def _is_ordinary(self, at: int, found: Found) -> bool:
         """Whether a path still leads to this file, which has one run at most, no pin, no account; nobody waits for space."""
         w = self.w
@@ -568,7 +567,7 @@ class FastPath:
         w, nodes_at, node = self.w, self.nodes_at, found[0]
         at = nodes_at + node * NODE_WORDS
         next_is = w[at + N_NEXT]
-        if not self._is_ordinary(at, found) or w[at] & ~LOCK_ABANDONED or next_is >> 32:
+        if not self._is_ordinary(at, found) or w[at] & _HELD or next_is >> 32:
             return False
         identity, parent, links, backed = w[at + N_NAME], w[at + N_PARENT], w[at + N_SIBLINGS], w[NODE_BACKED]
         # Who refers to it: one of its bucket, and its directory or the entry before it there.
@@ -599,13 +598,13 @@ class FastPath:
             else:
                 plan = Plan(w)
                 self.blocks.free(plan, run)
-        journal, sequence, generation = self.mutex.journal, w[at + N_SEQ] & ~1, found[1]
+        journal, odd, generation = self.mutex.journal, w[at + N_SEQ] | 1, found[1]
         names, files, free = w[TREE_SEQ], w[FILES], w[NODE_FREE]
         bucket_is, refers_is, sibling_is = w[bucket], w[refers], w[sibling]
         start = (journal + 1) * WORD
         w[TREE_SEQ] = names + 1
         self.mm[start : start + 240] = _ENTRIES_15(
-            at + N_SEQ, sequence + 2,
+            at + N_SEQ, odd + 1,
             bucket, bucket_is,
             refers, refers_is,
             sibling, sibling_is,
@@ -622,9 +621,9 @@ class FastPath:
             four, w[four],
         )  # fmt: skip
         w[journal] = 15 if plan is None else self._log(plan, 15)
-        w[at + N_SEQ] = sequence + 1
-        w[bucket] = bucket_is & ~LOW32 | next_is
-        w[refers] = refers_is & ~LOW32 | after
+        w[at + N_SEQ] = odd
+        w[bucket] = bucket_is & _HIGH32 | next_is
+        w[refers] = refers_is & _HIGH32 | after
         if after:
             w[sibling] = before << 32 | sibling_is & LOW32
         w[at + N_GENERATION] = generation + 1
@@ -645,5 +644,5 @@ class FastPath:
                     w[word] = value
         w[journal] = 0
         w[TREE_SEQ] = names + 2
-        w[at + N_SEQ] = sequence + 2
+        w[at + N_SEQ] = odd + 1
         return True

@@ -241,19 +241,19 @@ class FileLocks:
             if lock & _QUEUE:
                 posts = self._remove(mutex, record, clears=clears)
             elif held & REC_WRITER:
-                entry, sequence = mutex.journal, w[at + N_SEQ] & ~1
+                entry, odd = mutex.journal, w[at + N_SEQ] | 1
                 w[entry + 1] = at + N_SEQ
-                w[entry + 2] = sequence + 2
+                w[entry + 2] = odd + 1
                 w[entry + 3] = record
                 w[entry + 4] = held
                 w[entry + 5] = at
                 w[entry + 6] = lock
                 w[entry] = 3
-                w[at + N_SEQ] = sequence + 1
+                w[at + N_SEQ] = odd
                 w[record] = FREE
-                w[at] = lock & ~(LOCK_WRITER | LOCK_ABANDONED) if clears else lock & ~LOCK_WRITER
+                w[at] = 0 if clears else lock ^ LOCK_WRITER
                 w[entry] = 0
-                w[at + N_SEQ] = sequence + 2
+                w[at + N_SEQ] = odd + 1
             else:
                 entry = mutex.journal
                 w[entry + 1] = record

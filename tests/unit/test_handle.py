@@ -724,10 +724,10 @@ def test_close_interrupted_at_its_beginning(fs: MemoryFileSystem, monkeypatch: p
 def test_interrupted_open(fs: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in open(), after the lock was granted, does not keep it; nor one that comes when it is given back."""
     fs.write_bytes("/file", b"data")
-    for broken in [["_locate"], ["_locate", "finish"]]:
+    for broken in [["__init__"], ["__init__", "unlock"]]:
         with monkeypatch.context() as patch:
             for name in broken:
-                owner = MemoryFileHandle if name == "_locate" else fs._store.names
+                owner = MemoryFileHandle if name == "__init__" else fs._store.rw
                 patch.setattr(owner, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 fs.open("/file", "r+b")

@@ -67,6 +67,7 @@ from dmemfs_shm.store.layout import (
     journal_at,
 )
 from dmemfs_shm.store.lease import Lease, Leases
+from dmemfs_shm.store.rwlock import FileLocks
 
 from ..crash.harness import Recorder, instrument, system_calls
 from ..lockstore import (
@@ -441,7 +442,7 @@ def test_giving_back_fails_twice(store: Attachment, monkeypatch: pytest.MonkeyPa
         return fail
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(type(store.names), "finish", failing(KeyboardInterrupt()))
+        patch.setattr(FileLocks, "unlock", failing(KeyboardInterrupt()))
         patch.setattr(Leases, "lose", failing(MemoryError()))
         store.rw.give_back(one)
     store.work_off()
@@ -465,13 +466,13 @@ def test_working_off_a_note(store: Attachment, monkeypatch: pytest.MonkeyPatch) 
     back."""
     rw = store.rw
     finished: list[tuple[int, bool]] = []
-    finish = type(store.names).finish
+    unlock = FileLocks.unlock
 
-    def watched_finish(self: Any, record: int, *, clears: bool) -> None:
+    def watched_unlock(self: Any, record: int, *, clears: bool) -> None:
         finished.append((record, clears))
-        finish(self, record, clears=clears)
+        unlock(self, record, clears=clears)
 
-    monkeypatch.setattr(type(store.names), "finish", watched_finish)
+    monkeypatch.setattr(FileLocks, "unlock", watched_unlock)
 
     def lose(record: int) -> None:
         forget(store, record)
