@@ -466,11 +466,11 @@ def test_working_off_a_note(store: Attachment, monkeypatch: pytest.MonkeyPatch) 
     back."""
     rw = store.rw
     finished: list[tuple[int, bool]] = []
-    unlock = FileLocks.unlock
+    real = FileLocks.unlock
 
     def watched_unlock(self: Any, record: int, *, clears: bool) -> None:
         finished.append((record, clears))
-        unlock(self, record, clears=clears)
+        real(self, record, clears=clears)
 
     monkeypatch.setattr(FileLocks, "unlock", watched_unlock)
 
