@@ -80,7 +80,7 @@ from .layout import (
     generation_at,
     journal_at,
 )
-from .semaphores import create_semaphore, open_semaphore, sleep_on, unlink_semaphore
+from .semaphores import create_semaphore, open_semaphore, sleep_on, taker, unlink_semaphore
 
 if TYPE_CHECKING:
     import uuid as uuids
@@ -274,12 +274,7 @@ class Mutex:
             self._wait_for_gate(thread, timeout)
         w = self.w
         g = w[self._generation_at]  # a1
-        if g == self._generation:
-            try:
-                self._try_token(0)  # a2
-            except (posix_ipc.BusyError, posix_ipc.SignalError):
-                g = self._take(timeout)
-        else:
+        if g != self._generation or not self._try_token(False):  # a2
             g = self._take(timeout)
         w[self._claim_at] = g  # a3
         try:
@@ -475,9 +470,9 @@ class Mutex:
     def _open(self, generation: int) -> bool:
         try:
             semaphore = open_semaphore(names.mutex(self.uuid, self.number, generation))
+            calls = taker(semaphore), semaphore.release
         except FileNotFoundError:
             return False
-        calls = semaphore.acquire, semaphore.release
         self._generation = -1  # no token is given to this one for a claim of the old one, whatever comes in between
         old, self._semaphore = self._semaphore, semaphore
         self._try_token, self._give_token = calls
@@ -530,6 +525,7 @@ class Mutex:
         if self._semaphore is not None:
             if not self._gate:
                 self._semaphore.close()
+                del self._try_token, self._give_token
             self._semaphore, self._generation = None, -1
 
 

@@ -13,14 +13,21 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import posix_ipc
+
+try:
+    import _multiprocessing
+except ImportError:  # an interpreter without it, or another one than CPython
+    _multiprocessing = None
 
 from ..errors import MFSNoSpaceError
 from .lazy import load
 
+_OF_POSIX_IPC = posix_ipc.Semaphore
+_COUNTS, _VALUE_MAX = 1, 2**31 - 1  # a semaphore, no mutex; as high as a semaphore counts
 _SIGSET_BYTES = 128
 #: Every signal but those by which the kernel reports an error of the thread itself, which can't wait.
 _DEFERRED = sum(1 << number - 1 for number in range(1, signal.NSIG)) & ~sum(
@@ -45,6 +52,33 @@ def create_semaphore(name: str, value: int) -> None:
         raise MFSNoSpaceError(
             f"/dev/shm has no room for the semaphore {name.lstrip('/')}: free memory there, or mount it larger."
         ) from error
+
+
+def taker(semaphore: posix_ipc.Semaphore) -> Callable[[bool], bool]:
+    """A call that takes a token of the semaphore if there is one, and says whether: to be called with False.
+
+    posix_ipc drops the interpreter's lock even for that, and beside a thread that computes it comes back 5 ms later. The
+    standard library's class for multiprocessing's locks does not, and can open a named semaphore; where it can't, posix_ipc
+    does. (Measured, with the release: 34 ns instead of 125; eight threads that open files beside one that computes: p99 of an
+    open 16 ms, and 0.02 ms.) FileNotFoundError: its name is gone.
+    """
+    if type(semaphore) is _OF_POSIX_IPC and _multiprocessing is not None:
+        try:
+            opened = _multiprocessing.SemLock._rebuild(0, _COUNTS, _VALUE_MAX, semaphore.name)
+            return cast("Callable[[bool], bool]", opened.acquire)
+        except FileNotFoundError:
+            raise
+        except (OSError, MemoryError):  # no descriptor to be had, perhaps
+            pass
+    return functools.partial(_take_at_once, semaphore)
+
+
+def _take_at_once(semaphore: posix_ipc.Semaphore, _: bool) -> bool:
+    try:
+        semaphore.acquire(0)
+    except (posix_ipc.BusyError, posix_ipc.SignalError):
+        return False
+    return True
 
 
 def post_semaphore(name: str) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import mmap
 import os
 import random
@@ -35,7 +36,7 @@ import posix_ipc
 
 from dmemfs_shm import claims
 from dmemfs_shm.errors import MFSStoreBusyError
-from dmemfs_shm.store import attachment, mutex, publications, rwlock, segment
+from dmemfs_shm.store import attachment, mutex, publications, rwlock, segment, semaphores
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.layout import (
     BACKEND_OFD,
@@ -336,7 +337,15 @@ def wrap_semaphores(store: Attachment, wrapper: Callable[[Any], Any]) -> None:
     for each in store.mutexes:
         if each._semaphore is not None:
             each._semaphore = wrapper(each._semaphore)
-            each._try_token, each._give_token = each._semaphore.acquire, each._semaphore.release
+            each._try_token, each._give_token = _taker(each._semaphore), each._semaphore.release
+
+
+def _taker(semaphore: Any) -> Callable[[bool], bool]:
+    """`taker`, also of a semaphore that has lost its name."""
+    try:
+        return semaphores.taker(semaphore)
+    except FileNotFoundError:
+        return functools.partial(semaphores._take_at_once, semaphore)
 
 
 # ---- dying, and stopping

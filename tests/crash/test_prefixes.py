@@ -292,10 +292,10 @@ def at_each_gap(store: Attachment | None, do: Callable[[], None]) -> None:
     assert store is not None
     claims = range(at := store.layout.slot_at(store.slot) + S_CLAIM, at + MUTEXES)
 
-    def try_token(real: Callable[[float], None], timeout: float) -> None:
+    def try_token(real: Callable[[bool], bool], block: bool) -> bool:
         if all(store.w[claim] == NO_CLAIM for claim in claims):
             do()
-        real(timeout)
+        return real(block)
 
     for mutex in store.mutexes:
         mutex._try_token = functools.partial(try_token, mutex._try_token)

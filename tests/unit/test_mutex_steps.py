@@ -19,7 +19,7 @@ import posix_ipc
 import pytest
 
 from dmemfs_shm.errors import MFSNoSpaceError, MFSReentrantCallError, MFSStoreBusyError, MFSStoreGoneError
-from dmemfs_shm.store import mutex, names, recovery
+from dmemfs_shm.store import mutex, names, recovery, semaphores
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.identity import ByteLocks
 from dmemfs_shm.store.layout import (
@@ -510,9 +510,25 @@ def test_the_first_look_does_not_sleep(store: Attachment) -> None:
     inside(store, K, nothing)
     each, slept = store.mutexes[K], []
     take = each._try_token
-    each._try_token = lambda seconds: (slept.append(seconds), take(seconds))
+    each._try_token = lambda block: (slept.append(block), take(block))[1]
     inside(store, K, nothing)
-    assert slept == [0]
+    assert slept == [False]
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_taking_a_token_at_once(store: Attachment, without: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the standard library's class or without: one token is there once."""
+    if without:
+        monkeypatch.setattr(semaphores, "_multiprocessing", None)
+    semaphore = posix_ipc.Semaphore(names.fence(store.uuid, 9), posix_ipc.O_CREX, initial_value=1)
+    take = semaphores.taker(semaphore)
+    assert (take(False), take(False), semaphore.value) == (True, False, 0)
+    semaphore.release()
+    assert take(False)
+    semaphore.unlink()
+    if not without:
+        with pytest.raises(FileNotFoundError):
+            semaphores.taker(semaphore)
 
 
 class Signals:
