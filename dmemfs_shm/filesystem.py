@@ -613,6 +613,11 @@ class MemoryFileSystem:
         MFSViewError if the file is in pieces and there is no run that it fits into.
         """
         store = self._store or self._attached()
+        if store.unpinned and store.w[W_STATE] == STATE_READY:
+            known = store.names.files.get(path)  # type: ignore[arg-type]
+            again = None if known is None else store.placement.pin_again(known)
+            if again is not None:
+                return load("dmemfs_shm.view").make_view(store, *again)
         parsed = parse(path)
         while True:
             found = store.names.files.get(parsed.text) or store.names.find(parsed, self._timeout)
@@ -1017,7 +1022,7 @@ def _filler(source: Any, size: int) -> Fill:
     """What stores *source* into blocks of the store."""
 
     def fill(segment: Segment, offset: int) -> None:
-        segment.mm[offset : offset + size] = source
+        segment.put(offset, source)
 
     return fill
 

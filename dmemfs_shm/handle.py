@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .store.arenas import Piece
     from .store.attachment import Attachment
     from .store.lease import Lease
+    from .store.segment import Segment
 
 #: By mode: whether it reads, writes, and holds its lock with what says that the content changes from the start.
 _ABLE = {
@@ -55,6 +56,7 @@ _ABLE = {
     "r+b": (True, True, False),
 }
 _ALL = -1
+_LARGE = 64 << 10
 _NOTHING_LENT: list[weakref.ref[memoryview]] = []
 
 
@@ -291,17 +293,22 @@ class MemoryFileHandle(io.RawIOBase):
             raise StopIteration
         return line
 
-    def _parts(self, pos: int, end: int) -> Iterable[memoryview]:
-        """The bytes pos..end of the file, piece by piece, in the store's memory."""
+    def _places(self, pos: int, end: int) -> Iterable[tuple[Segment, int, int]]:
+        """Where the bytes pos..end of the file are, piece by piece: segment, offset in it, how many."""
         if self._base < 0 and self._pieces is None:
             self._locate()
         if self._base >= 0:
-            yield self._segment.view[self._base + pos : self._base + end]
+            yield self._segment, self._base + pos, end - pos
             return
         for start, stop, segment, at in self._pieces or ():
             first, last = max(pos, start), min(end, stop)
             if first < last:
-                yield segment.view[at + first - start : at + last - start]
+                yield segment, at + first - start, last - first
+
+    def _parts(self, pos: int, end: int) -> Iterable[memoryview]:
+        """The bytes pos..end of the file, piece by piece, in the store's memory."""
+        for segment, at, count in self._places(pos, end):
+            yield segment.view[at : at + count]
 
     # ---- writing
 
@@ -338,10 +345,12 @@ class MemoryFileHandle(io.RawIOBase):
         if pos > size:
             self._fill_zeros(size, pos)
         base = self._base
-        if base >= 0:
+        if base < 0:
+            self._store_parts(pos, data)
+        elif count < _LARGE:
             self._mm[base + pos : base + end] = data
         else:
-            self._store_parts(pos, data)
+            self._segment.put(base + pos, data)
         if end > size:
             w[at + N_SIZE] = self._size = end
         w[at + N_CONTENT] = w[at + N_CONTENT] + 1 & WORD_MAX
@@ -381,9 +390,9 @@ class MemoryFileHandle(io.RawIOBase):
     def _store_parts(self, pos: int, data: Any) -> None:
         with memoryview(data) as source:
             done = 0
-            for part in self._parts(pos, pos + len(source)):
-                part[:] = source[done : done + len(part)]
-                done += len(part)
+            for segment, at, count in self._places(pos, pos + len(source)):
+                segment.put(at, source[done : done + count])
+                done += count
 
     def _fill_zeros(self, pos: int, end: int) -> None:
         for part in self._parts(pos, end):

@@ -21,7 +21,6 @@ Cost, measured: a view 0.2 us beside its pin; the mapping 60 us an arena, and 60
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import sys
 import weakref
@@ -112,11 +111,16 @@ class View(_Lender):  # type: ignore[misc,unused-ignore]
 
     def release(self) -> None:
         """Stop looking. The pin goes at once unless something derived from the view lives, else with the last of it."""
-        with contextlib.suppress(AttributeError):
+        try:  # noqa: SIM105  (twice as fast as `suppress`, as the one below: 0.4 us each)
             del self._bytes
-        while self._lent:
-            with contextlib.suppress(BufferError):  # something derived from it lives on, and so does the pin
-                self._lent.pop().release()
+        except AttributeError:
+            pass
+        lent = self._lent
+        while lent:
+            try:  # noqa: SIM105
+                lent.pop().release()
+            except BufferError:  # something derived from it lives on, and so does the pin
+                pass
 
     def __getattr__(self, name: str) -> Any:
         """Everything else that memoryviews have: readonly, nbytes, tobytes, cast, hex, ..."""

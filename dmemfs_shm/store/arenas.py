@@ -99,7 +99,7 @@ class Arenas:
             if start >= size:
                 break
             count = min(end, size) - start
-            target.mm[offset + start : offset + start + count] = source.view[at : at + count]
+            target.put(offset + start, source.view[at : at + count])
 
     def _map(self, number: int, life: int) -> tuple[int, segment.Segment]:
         with self.store.growing:
@@ -163,7 +163,7 @@ class Arenas:
         need = self.w[at + A_BREAK] + pages
         if need <= backed:
             return True
-        step = min(max(backed // 2, BACK_PAGES_LEAST), BACK_PAGES_MOST)
+        step = min(max(self.backed_bytes() // PAGE // 2, BACK_PAGES_LEAST), BACK_PAGES_MOST)
         quota_pages = self.store.quota_bytes // PAGE + UNITS_PER_PAGE
         generous = min(size, max(need, min(backed + step, max(quota_pages, need))))
         try:

@@ -91,13 +91,13 @@ class Leases:
                 except IndexError:  # another thread was quicker
                     break
             for note in notes:
-                for lease in self._renew(note):
+                for lease in self.renew(note):
                     give_back(lease)
         except BaseException:
             self.lost.append(None)
             raise
 
-    def _renew(self, note: Note | None) -> Iterator[Lease]:
+    def renew(self, note: Note | None) -> Iterator[Lease]:
         """New leases of the word that the note is about, or of all that were lost; each for one caller only."""
         for lost in [note] if note is not None else list(self._known.values()):
             old = lost()

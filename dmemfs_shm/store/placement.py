@@ -19,12 +19,16 @@ from .layout import (
     HELD,
     KIND_FILE,
     LOCK_ABANDONED,
+    LOCK_WRITER,
     LOW32,
     N_CAPACITY,
+    N_GENERATION,
     N_PIN,
     N_RUN,
     N_RUNS,
+    N_SEQ,
     N_SIZE,
+    NAMESPACE,
     NODE_WORDS,
     PAGE,
     REC_NODE_SHIFT,
@@ -38,6 +42,9 @@ from .segment import Segment
 if TYPE_CHECKING:
     from .attachment import Attachment
     from .namespace import Fill, Found
+
+
+_CHANGES = LOCK_WRITER | LOCK_ABANDONED
 
 
 class Placement:
@@ -191,6 +198,40 @@ class Placement:
             return pin, *self.pin_held(node, pin.word, timeout)
         finally:
             rw.give_back(held.pop())
+
+    def pin_again(self, found: Found) -> tuple[Lease, int, int] | None:
+        """As `pin`, by taking over the pin of a view that has just gone, which the next operation would give back; None if that
+        one was not of what the file has now, or somebody changes the file."""
+        leases, w = self.content.leases, self.w
+        try:
+            note = leases.lost.pop()
+        except IndexError:  # another thread was quicker
+            return None
+        try:
+            if note is None:
+                leases.lost.append(note)
+                return None
+            for lease in leases.renew(note):
+                pinned = self._is_pinned(found, w[lease.word])
+                if pinned is not None:
+                    return lease, *pinned
+                self.give_back_pin(lease)
+        except BaseException:
+            leases.lost.append(None)
+            raise
+        return None
+
+    def _is_pinned(self, found: Found, pin_node: int) -> tuple[int, int] | None:
+        """(run, size) of a file whose present content that pin node pins, and that nobody writes; read as a reader without a
+        lock reads, with the sequence first and last."""
+        w, at = self.w, self.nodes_at + found[0] * NODE_WORDS
+        sequence = w[at + N_SEQ]
+        if sequence & 1 or not pin_node or w[at] & _CHANGES or w[at + N_GENERATION] != found[1] or w[at + N_RUNS]:
+            return None
+        size, run, pinned = w[at + N_SIZE], w[at + N_RUN], w[at + N_PIN] & LOW32
+        if pinned != pin_node or w[at] & _CHANGES or w[at + N_GENERATION] != found[1] or w[NAMESPACE] != found[2]:
+            return None
+        return (run, size) if w[at + N_SEQ] == sequence else None
 
     def pin_held(self, node: int, pin: int, timeout: float | None) -> tuple[int, int]:
         """Pin the content of a file that we hold, exclusively if it is in pieces: (run, size), run 0 if it is empty."""

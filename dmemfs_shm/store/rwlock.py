@@ -105,6 +105,8 @@ _QUEUE = ~(LOCK_READERS | LOCK_WRITER | LOCK_ABANDONED) & ((1 << 64) - 1)
 _EXCLUDES_READERS = _QUEUE | LOCK_WRITER
 _KINDS = REC_WRITER | REC_DIRTY
 _WRITES = HELD | REC_WRITER
+_UNWRITTEN = ~LOCK_WRITER & ((1 << 64) - 1)
+_COMPLETE = ~LOCK_ABANDONED & _UNWRITTEN
 _NO_SEMAPHORE = (posix_ipc.Error, OSError, MemoryError)  # posix_ipc makes the last one of ENOMEM
 
 
@@ -251,7 +253,7 @@ class FileLocks:
                 w[entry] = 3
                 w[at + N_SEQ] = odd
                 w[record] = FREE
-                w[at] = 0 if clears else lock ^ LOCK_WRITER
+                w[at] = lock & (_COMPLETE if clears else _UNWRITTEN)
                 w[entry] = 0
                 w[at + N_SEQ] = odd + 1
             else:

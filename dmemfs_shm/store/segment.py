@@ -28,6 +28,8 @@ from .layout import PAGE
 from .lazy import load
 
 _MAP_FAILED = 2 * sys.maxsize + 1
+_LARGE = 256 << 10
+_MIB_SHIFT = 20
 _MARKS = 1 << 60  # beyond any offset at which somebody else's descriptor could be
 _serials = itertools.count(1)
 _adrift: list[mmap.mmap] = []  # mappings that must not be closed any more: see `Segment.close`
@@ -36,7 +38,7 @@ _adrift: list[mmap.mmap] = []  # mappings that must not be closed any more: see 
 class Segment:
     """One segment, mapped. ``mm`` is the mapping, ``view`` its bytes, ``fd`` a descriptor for `back`."""
 
-    __slots__ = ("_is_adrift", "_mark", "_readonly", "fd", "mm", "name", "size_bytes", "view")
+    __slots__ = ("_is_adrift", "_known", "_mark", "_readonly", "fd", "mm", "name", "size_bytes", "view")
 
     def __init__(self, name: str, fd: int, size_bytes: int, *, writable: bool = True) -> None:
         """Map *size_bytes* of an open segment; takes over *fd*, which is closed again if mapping fails."""
@@ -50,6 +52,7 @@ class Segment:
             self._mark = mark(fd)
         self._readonly: mmap.mmap | None = None
         self._is_adrift = False
+        self._known = bytearray()  # for each MiB: whether `put` stored there before; none until the first large one
 
     def _map(self, prot: int) -> mmap.mmap:
         try:
@@ -71,6 +74,30 @@ class Segment:
                 self._open_again()
             self._readonly = mapping = self._map(mmap.PROT_READ)
         return mapping
+
+    def put(self, offset: int, data: Any) -> None:
+        """Store bytes, which have memory, and which nobody else looks at until they are all there.
+
+        What is large and new to this process is written through the descriptor, for the first store to each page of a mapping
+        costs a fault: 440 us a MiB, and 190 so (and 60 through a mapping that is warm).
+        """
+        size = len(data)
+        if size >= _LARGE and self._is_new(offset, size) and is_marked(self.fd, self._mark):
+            with memoryview(data) as rest:
+                done = 0
+                while done < size:
+                    done += os.pwrite(self.fd, rest[done:], offset + done)
+        else:
+            self.mm[offset : offset + size] = data
+
+    def _is_new(self, offset: int, size: int) -> bool:
+        """Whether nothing large was put there before; from now on it was. Its middle stands for the whole of it."""
+        if not self._known:
+            self._known = bytearray((self.size_bytes >> _MIB_SHIFT) + 1)
+        middle = offset + size // 2 >> _MIB_SHIFT
+        was_known = self._known[middle]
+        self._known[middle] = 1
+        return not was_known
 
     def back(self, offset: int, size: int) -> None:
         """See that bytes offset..offset+size have memory. Raises MFSNoSpaceError, and then nothing has changed."""
