@@ -53,7 +53,7 @@ torture: $(READY)
 	$(BIN)/python tools/torture.py $(ARGS)
 
 bench: $(READY)
-	$(BIN)/python tools/bench.py $(ARGS)
+	$(BIN)/python tools/bench.py --plots docs/images $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis dist

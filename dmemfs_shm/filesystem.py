@@ -503,12 +503,17 @@ class MemoryFileSystem:
     ) -> tuple[Found, bool]:
         """Look the path up, create the file if the mode does, and lock it; whether it was created."""
         creates = mode not in ("rb", "r+b")
+        deadline = None if timeout is None else time.monotonic() + timeout
         if creates:
             new = store.fast.create(path, record, timeout)
             if new is not None:
                 return new, True
+        elif store.w[W_STATE] == STATE_READY:
+            known = store.fast.find(path)
+            if known is not None and store.rw.lock(*known, record, kind, timeout):
+                return known, False
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         parsed = parse(path)
-        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if creates and parsed.parts:
                 found, created = store.names.create(parsed, record, timeout)
@@ -558,8 +563,8 @@ class MemoryFileSystem:
             data = _read_unlocked(store, found)
             if data is not None:
                 return data
-        found = store.names.find(parse(path), self._timeout)
-        if found[0] and store.names.kind_of(found) == KIND_FILE:
+        found = store.fast.find(path)
+        if found is not None:
             data = _read_unlocked(store, found)
             if data is not None:
                 return data
@@ -837,6 +842,8 @@ class MemoryFileSystem:
             store.check_state()
         found = space.files.get(path) or space.directories.get(path)  # type: ignore[arg-type]
         while True:
+            if found is None:
+                found = store.fast.find(path)
             if found is None:
                 parsed = parse(path)
                 found = space.find(parsed, self._timeout)

@@ -41,6 +41,7 @@ from .layout import (
     FILES,
     HELD,
     INODE_MUTEXES,
+    KIND_DIR,
     KIND_FILE,
     KIND_FREE,
     KIND_SHIFT,
@@ -61,6 +62,7 @@ from .layout import (
     N_SIBLINGS,
     N_SIZE,
     N_STAMP,
+    N_TEXT,
     NAME_BYTES_SHIFT,
     NAMESPACE,
     NODE_BACKED,
@@ -93,11 +95,13 @@ from .layout import (
     WORD,
 )
 from .namespace import COPIED_IN_SECTION_MOST, PATHS_CACHED_MOST, Found
+from .tree import Unsettled
 
 if TYPE_CHECKING:
     from .attachment import Attachment
     from .mutex import Mutex, Thread
 
+_PLAIN_PATH = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+", re.ASCII).fullmatch
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", re.ASCII).fullmatch
 _ENTRIES_4 = struct.Struct("=8Q").pack
 _ENTRIES_6 = struct.Struct("=12Q").pack
@@ -158,6 +162,73 @@ class FastPath:
         self.quota_bytes = store.w[W_QUOTA]
         self.file_charge = store.w[W_FILE_CHARGE]
         self.nodes_max = store.w[W_NODES_MAX] or 1 << 62
+
+    # ---- looking up
+
+    def find(self, path: Any) -> Found | None:
+        """As `Namespace.find`, of a file in a directory that was looked up before (or is now); None if that is all not so.
+
+        A node that is found is looked at as `Tree.look_up` looks at it. However the chain led to it, it has that name in that
+        directory then, and the directory has its own while its generation and the namespace word are the same.
+        """
+        if path.__class__ is not str:
+            return None
+        head, _, tail = path.rpartition("/")
+        if len(tail) > TEXT_BYTES or not _PLAIN_NAME(tail):
+            return None
+        known, w, nodes_at = self.names.parents.get(head), self.w, self.nodes_at
+        if known is None or w[nodes_at + known[0] * NODE_WORDS + N_GENERATION] != known[1] or w[NAMESPACE] != known[2]:
+            known = self._directory(head)
+            if known is None:
+                return None
+        parent, _, namespace = known
+        name, buckets, backed = tail.encode(), w[BUCKETS], w[NODE_BACKED]
+        key = zlib.crc32(name, (parent * 0x9E3779B1 ^ self.seed) & LOW32)
+        identity = key | len(name) << NAME_BYTES_SHIFT | _NAMED
+        bucket = key & (1 << (buckets - 1).bit_length()) - 1
+        node = w[self.buckets_at + (bucket if bucket < buckets else bucket ^ 1 << bucket.bit_length() - 1)]
+        for _ in range(_CHAIN_MOST):
+            if not 0 < node < backed:
+                return None
+            at = nodes_at + node * NODE_WORDS
+            generation, sequence = w[at + N_GENERATION], w[at + N_SEQ]
+            if w[at + N_NAME] == identity:
+                break
+            node = w[at + N_NEXT] & LOW32
+        start = (at + N_TEXT) * WORD
+        if (
+            not generation & 1
+            or sequence & 1
+            or w[at + N_PARENT] != parent
+            or self.mm[start : start + len(name)] != name
+            or w[at + N_NAME] != identity
+            or w[at + N_SEQ] != sequence
+            or w[nodes_at + parent * NODE_WORDS + N_GENERATION] != known[1]
+            or w[NAMESPACE] != namespace
+        ):
+            return None
+        files, found = self.names.files, (node, generation, namespace)
+        if len(files) >= PATHS_CACHED_MOST:
+            files.clear()
+        files[path] = found
+        return found
+
+    def _directory(self, path: str) -> Found | None:
+        """Where a directory is, to be known from now on."""
+        parts = path[1:].encode().split(b"/") if _PLAIN_PATH(path) else []
+        if path and not parts:
+            return None
+        try:
+            found = self.tree.look_up(parts)
+        except Unsettled:
+            return None
+        if not found[0] or self.names.kind_of(found) != KIND_DIR:
+            return None
+        parents = self.names.parents
+        if len(parents) >= PATHS_CACHED_MOST:
+            parents.clear()
+        parents[path] = found
+        return found
 
     # ---- a new file
 
@@ -532,7 +603,7 @@ class FastPath:
     def remove(self, path: Any, timeout: float | None) -> bool:
         """A closed file loses its name and is freed."""
         store = self.store
-        found = self.names.files.get(path)
+        found = self.names.files.get(path) or self.find(path)
         if found is None or path.__class__ is not str or store.dropped or store.unpinned or store.recovery.events:
             return False
         mutex, inner, thread = self.mutex, self.mutexes[1 + found[0] % INODE_MUTEXES], self.threads.thread

@@ -13,6 +13,7 @@ import pytest
 
 from dmemfs_shm import MemoryFileSystem, MFSNodeLimitExceededError
 from dmemfs_shm.store import segment
+from dmemfs_shm.store.fastpath import FastPath
 from dmemfs_shm.store.layout import A_BACKED, ARENAS, N_PARENT, N_SEQ, arena_at, journal_at
 from dmemfs_shm.store.tree import Unsettled
 
@@ -24,26 +25,41 @@ from ..crash.harness import WordBuffer, instrument
 def after_finding(fs: MemoryFileSystem, happens: Callable[[], Any], how: str = "find") -> Iterator[None]:
     """Call happens() once, just after the next path was looked up (or, *how* "create", found to stand; or "entries_of")."""
     finder: Any = fs._store.listing if how == "entries_of" else fs._store.names
+    fast = FastPath.find
     real = getattr(finder, how)
+
+    def stop() -> None:
+        setattr(finder, how, real)
+        FastPath.find = fast  # type: ignore[method-assign]
 
     def find(*args: Any) -> Any:
         found = real(*args)
-        setattr(finder, how, real)
+        stop()
         happens()
         return found
 
+    def find_fast(self: FastPath, path: Any) -> Any:
+        found = fast(self, path)
+        if found is not None:
+            stop()
+            happens()
+        return found
+
     setattr(finder, how, find)
+    if how == "find":
+        FastPath.find = find_fast  # type: ignore[method-assign]
     try:
         yield
     finally:
-        setattr(finder, how, real)
+        stop()
 
 
 @contextlib.contextmanager
 def after_stepping_to(fs: MemoryFileSystem, name: bytes, happens: Callable[[], Any]) -> Iterator[None]:
     """Call happens() once, in the middle of a walk, just after it came to that name."""
     tree: Any = fs._store.tree
-    real = tree.find
+    real, fast = tree.find, FastPath.find
+    FastPath.find = lambda *_: None  # type: ignore[method-assign,misc,assignment]
 
     def find(parent: int, part: bytes) -> int:
         node = real(parent, part)
@@ -56,7 +72,7 @@ def after_stepping_to(fs: MemoryFileSystem, name: bytes, happens: Callable[[], A
     try:
         yield
     finally:
-        tree.find = real
+        tree.find, FastPath.find = real, fast  # type: ignore[method-assign]
 
 
 @pytest.fixture
