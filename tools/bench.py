@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import figures, kills, large, plots, scale, small, threads, workers
+from benchmarks import figures, kills, large, plots, primitives, scale, small, threads, workers
 from benchmarks.backends import backends, missing
 from benchmarks.report import load, machine, print_tables, say
 from benchmarks.timing import FULL, QUICK, SHM, Check, Plan
@@ -34,7 +34,7 @@ LARGE = {
 FIGURES = dict(
     zip(figures.FIGURES, (figures.stores, figures.imports, figures.claims, figures.wakes, figures.idleness), strict=True)
 )
-OTHERS = (workers.CYCLE, threads.THREADS, kills.KILLS, scale.SCALE)
+OTHERS = (workers.CYCLE, threads.THREADS, kills.KILLS, scale.SCALE, primitives.PRIMITIVES, primitives.BYTECODES)
 NAMES = [*(workload.operation for workload in small.WORKLOADS), *LARGE, *FIGURES, *OTHERS]
 
 
@@ -82,6 +82,11 @@ def measure(names: Sequence[str], plan: Plan) -> dict[str, Any]:
             grown, more = scale.scale(plan)
             results += grown
             checks += more
+        pieces = {}
+        for name, measured in ((primitives.PRIMITIVES, primitives.primitives), (primitives.BYTECODES, primitives.bytecodes)):
+            if name in names:
+                say(name)
+                pieces[name] = measured()
     say("")
     here |= {"load_average_after": load()}
     return {
@@ -91,6 +96,7 @@ def measure(names: Sequence[str], plan: Plan) -> dict[str, Any]:
         "missing": missing(),
         "workloads": results,
         "figures": singles,
+        **pieces,
         "checks": [{**check._asdict(), "met": check.met} for check in checks],
     }
 

@@ -101,6 +101,14 @@ def test_figures(capsys):
     assert all(is_spread(figure["wall_ms"]) and is_spread(figure["cpu_ms"]) for figure in report["figures"])
 
 
+def test_primitives_and_bytecodes(capsys):
+    report = report_of(capsys, "primitives", "bytecodes")
+    assert all(0 < nanoseconds < 1e5 for nanoseconds in report["primitives"].values())
+    for counts in report["bytecodes"].values():
+        assert counts["all"] == sum(counts.values()) - counts["all"] > 20
+        assert not any("trace" in function for function in counts)
+
+
 def test_scale(capsys):
     report = report_of(capsys, scale.SCALE)
     assert [workload["workload"] for workload in report["workloads"]] == ["scale, one directory", "scale, many directories"]

@@ -13,6 +13,8 @@ from rich.table import Table
 
 import dmemfs_shm
 
+SHOWN = 10  # functions of an operation
+
 
 def machine() -> dict[str, Any]:
     with open("/proc/cpuinfo") as file:
@@ -106,6 +108,21 @@ def rows_of(report: dict[str, Any]) -> Iterator[list[list[str]]]:
         ),
     ]
     yield [
+        ["primitive", "ns"],
+        *([what, number(nanoseconds)] for what, nanoseconds in report.get("primitives", {}).items()),
+    ]
+    yield [
+        ["operation", "bytecodes", "of which, by function"],
+        *(
+            [
+                name,
+                str(counts["all"]),
+                ", ".join(f"{function} {count}" for function, count in list(counts.items())[1:SHOWN]),
+            ]
+            for name, counts in report.get("bytecodes", {}).items()
+        ),
+    ]
+    yield [
         ["to be reached", "measured", "at most", ""],
         *(
             [
@@ -138,7 +155,7 @@ def compared_rows(timed: list[dict[str, Any]]) -> Iterator[list[str]]:
 
 def show(rows: list[list[str]], console: Console) -> None:
     """A table: ruled on a terminal, else columns of plain text, as wide as they need to be."""
-    texts = {"workload", "backend", "figure", "operation", "to be reached"}
+    texts = {"workload", "backend", "figure", "operation", "to be reached", "primitive", "of which, by function"}
     left = [heading in texts for heading in rows[0]]
     if console.is_terminal:
         table = Table()
