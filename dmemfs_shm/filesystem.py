@@ -620,9 +620,9 @@ class MemoryFileSystem:
         store = self._store or self._attached()
         if store.unpinned and store.w[W_STATE] == STATE_READY:
             known = store.names.files.get(path)  # type: ignore[arg-type]
-            again = None if known is None else store.placement.pin_again(known)
+            again = None if known is None else store.placement.pin_again(known, load("dmemfs_shm.view").view_pinned)
             if again is not None:
-                return load("dmemfs_shm.view").make_view(store, *again)
+                return again
         parsed = parse(path)
         while True:
             found = store.names.files.get(parsed.text) or store.names.find(parsed, self._timeout)

@@ -161,13 +161,17 @@ class View(_Lender):  # type: ignore[misc,unused-ignore]
 
 def make_view(store: Attachment, pin: Lease, run: int, size: int) -> View:
     """A view of a pinned file, of *size* bytes in one run, 0 if it is empty; takes over the pin."""
-    leases = store.content.leases
     if not run:
-        leases.free.append(pin)
+        store.content.leases.free.append(pin)
         return View(memoryview(b""))
+    return view_pinned(store, pin.word, run, size)
+
+
+def view_pinned(store: Attachment, pin: int, run: int, size: int) -> View:
+    """As `make_view`, of the word of a pin."""
     segment, offset = store.arenas.locate(run)
     looked_at = memoryview(segment.readonly())[offset : offset + size]
-    leases.follow(pin, looked_at)
+    store.content.leases.follow(pin, looked_at)
     return View(looked_at)
 
 

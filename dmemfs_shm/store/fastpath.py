@@ -78,6 +78,7 @@ from .layout import (
     REC_DIRTY,
     REC_NODE_SHIFT,
     REC_WRITER,
+    ROOT,
     RUN_UNIT_MASK,
     RUN_UNITS_SHIFT,
     SCRATCH,
@@ -95,13 +96,11 @@ from .layout import (
     WORD,
 )
 from .namespace import COPIED_IN_SECTION_MOST, PATHS_CACHED_MOST, Found
-from .tree import Unsettled
 
 if TYPE_CHECKING:
     from .attachment import Attachment
     from .mutex import Mutex, Thread
 
-_PLAIN_PATH = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+", re.ASCII).fullmatch
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", re.ASCII).fullmatch
 _ENTRIES_4 = struct.Struct("=8Q").pack
 _ENTRIES_6 = struct.Struct("=12Q").pack
@@ -110,11 +109,13 @@ _ENTRIES_13 = struct.Struct("=26Q").pack
 _ENTRIES_15 = struct.Struct("=30Q").pack
 _NODE = struct.Struct("=12Q").pack  # N_SIZE to N_PIN
 _NODE_AT = N_SIZE * WORD
-_NAMED = KIND_FILE << KIND_SHIFT
+_FILE = KIND_FILE << KIND_SHIFT
+_DIRECTORY = KIND_DIR << KIND_SHIFT
 _FREED = KIND_FREE << KIND_SHIFT
 _PAGE_SHIFT = RUN_UNITS_SHIFT + 4
 _WRITING = HELD | REC_WRITER | REC_DIRTY
 _CHAIN_MOST = 60
+_DEPTH_MOST = 50
 _HIGH32 = LOW32 << 32
 _HELD = ~LOCK_ABANDONED & (1 << 64) - 1
 
@@ -166,25 +167,55 @@ class FastPath:
     # ---- looking up
 
     def find(self, path: Any) -> Found | None:
-        """As `Namespace.find`, of a file in a directory that was looked up before (or is now); None if that is all not so.
+        """As `Namespace.find`, of a file; None if it is not found without more ado."""
+        if path.__class__ is not str:
+            return None
+        head, _, tail = path.rpartition("/")
+        known = self._directory(head)
+        if known is None or not _PLAIN_NAME(tail):
+            return None
+        found = self._entry(known, tail, _FILE)
+        if found is not None:
+            files = self.names.files
+            if len(files) >= PATHS_CACHED_MOST:
+                files.clear()
+            files[path] = found
+        return found
+
+    def _directory(self, path: str) -> Found | None:
+        """Where a directory is: remembered, or looked up, and those above it, and remembered from now on."""
+        w, parents = self.w, self.names.parents
+        known = parents.get(path)
+        if known is not None and self.names.is_current(known):
+            return known
+        if path:
+            if path.count("/") > _DEPTH_MOST:
+                return None
+            head, slash, tail = path.rpartition("/")
+            above = self._directory(head) if slash and _PLAIN_NAME(tail) else None
+            known = None if above is None else self._entry(above, tail, _DIRECTORY)
+        else:
+            known = ROOT, w[self.nodes_at + ROOT * NODE_WORDS + N_GENERATION], w[NAMESPACE]
+        if known is None or known[2] & 1:
+            return None
+        if len(parents) >= PATHS_CACHED_MOST:
+            parents.clear()
+        parents[path] = known
+        return known
+
+    def _entry(self, directory: Found, tail: str, kind: int) -> Found | None:
+        """The entry of a directory with that name, if it is of that kind; without a lock.
 
         A node that is found is looked at as `Tree.look_up` looks at it. However the chain led to it, it has that name in that
         directory then, and the directory has its own while its generation and the namespace word are the same.
         """
-        if path.__class__ is not str:
-            return None
-        head, _, tail = path.rpartition("/")
-        if len(tail) > TEXT_BYTES or not _PLAIN_NAME(tail):
-            return None
-        known, w, nodes_at = self.names.parents.get(head), self.w, self.nodes_at
-        if known is None or w[nodes_at + known[0] * NODE_WORDS + N_GENERATION] != known[1] or w[NAMESPACE] != known[2]:
-            known = self._directory(head)
-            if known is None:
-                return None
-        parent, _, namespace = known
+        w, nodes_at = self.w, self.nodes_at
+        parent, parent_generation, namespace = directory
         name, buckets, backed = tail.encode(), w[BUCKETS], w[NODE_BACKED]
+        if len(name) > TEXT_BYTES:
+            return None
         key = zlib.crc32(name, (parent * 0x9E3779B1 ^ self.seed) & LOW32)
-        identity = key | len(name) << NAME_BYTES_SHIFT | _NAMED
+        identity = key | len(name) << NAME_BYTES_SHIFT | kind
         bucket = key & (1 << (buckets - 1).bit_length()) - 1
         node = w[self.buckets_at + (bucket if bucket < buckets else bucket ^ 1 << bucket.bit_length() - 1)]
         for _ in range(_CHAIN_MOST):
@@ -203,32 +234,11 @@ class FastPath:
             or self.mm[start : start + len(name)] != name
             or w[at + N_NAME] != identity
             or w[at + N_SEQ] != sequence
-            or w[nodes_at + parent * NODE_WORDS + N_GENERATION] != known[1]
+            or w[nodes_at + parent * NODE_WORDS + N_GENERATION] != parent_generation
             or w[NAMESPACE] != namespace
         ):
             return None
-        files, found = self.names.files, (node, generation, namespace)
-        if len(files) >= PATHS_CACHED_MOST:
-            files.clear()
-        files[path] = found
-        return found
-
-    def _directory(self, path: str) -> Found | None:
-        """Where a directory is, to be known from now on."""
-        parts = path[1:].encode().split(b"/") if _PLAIN_PATH(path) else []
-        if path and not parts:
-            return None
-        try:
-            found = self.tree.look_up(parts)
-        except Unsettled:
-            return None
-        if not found[0] or self.names.kind_of(found) != KIND_DIR:
-            return None
-        parents = self.names.parents
-        if len(parents) >= PATHS_CACHED_MOST:
-            parents.clear()
-        parents[path] = found
-        return found
+        return node, generation, namespace
 
     # ---- a new file
 
@@ -247,7 +257,7 @@ class FastPath:
         ):
             return None
         head, _, tail = path.rpartition("/")
-        known = self.names.parents.get(head)
+        known = self.names.parents.get(head) or self._directory(head)
         if known is None or len(tail) > TEXT_BYTES or not _PLAIN_NAME(tail):
             return None
         w, mutex, thread = self.w, self.mutex, self.threads.thread
@@ -298,7 +308,7 @@ class FastPath:
             return None
         # The name must not stand.
         key = zlib.crc32(name, (parent * 0x9E3779B1 ^ self.seed) & LOW32)
-        identity = key | len(name) << NAME_BYTES_SHIFT | _NAMED
+        identity = key | len(name) << NAME_BYTES_SHIFT | _FILE
         bucket = key & (1 << (buckets - 1).bit_length()) - 1
         bucket = self.buckets_at + (bucket if bucket < buckets else bucket ^ 1 << bucket.bit_length() - 1)
         chain = other = w[bucket]

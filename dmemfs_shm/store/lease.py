@@ -64,9 +64,13 @@ class Leases:
         note.word = word
         return note
 
-    def follow(self, lease: Lease, thing: Any) -> None:
+    def follow(self, word: int, thing: Any) -> None:
         """From here on the word is lost with *thing*, anything that weak references can be made to, and not with its lease."""
-        self._known[lease.word] = self._note_of(lease.word, thing)
+        self._known[word] = self._note_of(word, thing)
+
+    def is_last(self, note: Note) -> bool:
+        """Whether nobody has got the word since the note was made."""
+        return self._known[note.word] is note
 
     def words(self) -> list[int]:
         """Every word that was ever leased."""
@@ -91,13 +95,13 @@ class Leases:
                 except IndexError:  # another thread was quicker
                     break
             for note in notes:
-                for lease in self.renew(note):
+                for lease in self._renew(note):
                     give_back(lease)
         except BaseException:
             self.lost.append(None)
             raise
 
-    def renew(self, note: Note | None) -> Iterator[Lease]:
+    def _renew(self, note: Note | None) -> Iterator[Lease]:
         """New leases of the word that the note is about, or of all that were lost; each for one caller only."""
         for lost in [note] if note is not None else list(self._known.values()):
             old = lost()

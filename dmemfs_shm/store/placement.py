@@ -7,7 +7,7 @@ into a stash first, outside any section (see `content`), and takes its place in 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import (
     MFSAbandonedFileError,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .namespace import Fill, Found
 
 
+T = TypeVar("T")
 _CHANGES = LOCK_WRITER | LOCK_ABANDONED
 
 
@@ -199,26 +200,23 @@ class Placement:
         finally:
             rw.give_back(held.pop())
 
-    def pin_again(self, found: Found) -> tuple[Lease, int, int] | None:
-        """As `pin`, by taking over the pin of a view that has just gone, which the next operation would give back; None if that
-        one was not of what the file has now, or somebody changes the file."""
-        leases, w = self.content.leases, self.w
+    def pin_again(self, found: Found, make: Callable[[Attachment, int, int, int], T]) -> T | None:
+        """As `pin`, by the pin of a view that has just gone, which the next operation would give back: what ``make(store, word
+        of the record, run, size)`` makes of it. None if it is not of what the file has now, or somebody changes the file."""
+        leases = self.content.leases
         try:
             note = leases.lost.pop()
         except IndexError:  # another thread was quicker
             return None
         try:
-            if note is None:
-                leases.lost.append(note)
-                return None
-            for lease in leases.renew(note):
-                pinned = self._is_pinned(found, w[lease.word])
+            if note is not None and note() is None and leases.is_last(note):
+                pinned = self._is_pinned(found, self.w[note.word])
                 if pinned is not None:
-                    return lease, *pinned
-                self.give_back_pin(lease)
+                    return make(self.store, note.word, pinned[0], pinned[1])
         except BaseException:
             leases.lost.append(None)
             raise
+        leases.lost.append(note)
         return None
 
     def _is_pinned(self, found: Found, pin_node: int) -> tuple[int, int] | None:

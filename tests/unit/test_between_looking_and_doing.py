@@ -123,6 +123,7 @@ def test_file_that_goes_to_another_directory(other: MemoryFileSystem) -> None:
     """Under its old path it is gone, though it has the same name there."""
     other.write_bytes("/d/f", b"")
     other.mkdir("/done")
+    other._store.names.files.clear()
     with after_stepping_to(other, b"f", lambda: other.rename("/d/f", "/done/f")), pytest.raises(FileNotFoundError):
         other.open("/d/f")
 

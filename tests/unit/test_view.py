@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from dmemfs_shm import MemoryFileSystem
-from dmemfs_shm.errors import MFSAbandonedFileError, MFSQuotaExceededError
+from dmemfs_shm.errors import MFSAbandonedFileError, MFSDeadlockError, MFSLockTimeoutError, MFSQuotaExceededError
 
 from ..conftest import Stores
 from ..processes import Link, call_in_child, child, held_open, in_thread
@@ -616,3 +616,99 @@ def test_many_views_that_end_at_once(fs: MemoryFileSystem) -> None:
     assert fs.stats()["used_bytes"] > 0
     del views
     assert fs.stats()["used_bytes"] == 0
+
+
+# ---- a view after another
+
+
+def pin_words(fs: MemoryFileSystem) -> list[int]:
+    """Our pin records that pin something."""
+    store: Any = fs._store
+    return [word for word in store.content.leases.words() if store.w[word]]
+
+
+def test_the_next_view_takes_over_the_pin(fs: MemoryFileSystem) -> None:
+    """Nothing is pinned anew; and when both are gone, nothing is pinned."""
+    fs.write_bytes("/f", b"a" * 5000)
+    with fs.view("/f") as first:
+        assert bytes(first) == b"a" * 5000
+    pinned = pin_words(fs)
+    store: Any = fs._store
+    entered, acquire = [], type(store.mutexes[0]).acquire
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(store.mutexes[0]), "acquire", lambda self, *args: (entered.append(self.number), acquire(self, *args))
+        )
+        with fs.view("/f") as second:
+            assert bytes(second) == b"a" * 5000 and pin_words(fs) == pinned
+    assert entered == [], "no mutex was needed"
+    fs.stats()
+    assert pin_words(fs) == [] and not fs.check()
+
+
+def overwrite(fs: MemoryFileSystem) -> None:
+    fs.write_bytes("/f", b"new" * 2000)
+    fs.close()
+
+
+def test_a_view_of_what_was_changed_since(fs: MemoryFileSystem) -> None:
+    """The pin that is left is of the old content: the new view has one of its own, and the old one is given back."""
+    fs.write_bytes("/f", b"old" * 2000)
+    with fs.view("/f"):
+        pass
+    left = pin_words(fs)
+    assert left
+    call_in_child("fork", overwrite, fs)
+    with fs.view("/f") as view:
+        assert bytes(view) == b"new" * 2000
+    fs.stats()
+    assert pin_words(fs) == [] and not fs.check()
+    assert fs.info()["orphaned"] == 0
+
+
+def test_a_view_of_another_file_and_of_a_removed_one(fs: MemoryFileSystem) -> None:
+    fs.write_bytes("/f", b"f" * 5000)
+    fs.write_bytes("/g", b"g" * 5000)
+    with fs.view("/f"):
+        pass
+    with fs.view("/g") as view:
+        assert bytes(view) == b"g" * 5000
+    with fs.view("/f"):
+        fs.remove("/f")
+    with pytest.raises(FileNotFoundError):
+        fs.view("/f")
+    fs.stats()
+    assert pin_words(fs) == [] and not fs.check()
+
+
+def test_a_view_of_what_is_being_written(fs: MemoryFileSystem) -> None:
+    """The pin that is left does not get round the writer's lock."""
+    fs.write_bytes("/f", b"f" * 5000)
+    with fs.view("/f"):
+        pass
+    left = pin_words(fs)
+    with fs.open("/f", "r+b"):
+        fs._timeout = 0.0
+        with pytest.raises((MFSLockTimeoutError, MFSDeadlockError)):
+            fs.view("/f")
+    assert left
+    fs.stats()
+    assert pin_words(fs) == [] and not fs.check()
+
+
+def test_an_interrupted_view_keeps_no_pin(fs: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception while the pin is taken over: the next operation gives it back."""
+    fs.write_bytes("/f", b"f" * 5000)
+    with fs.view("/f"):
+        pass
+    store: Any = fs._store
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.content.leases), "follow", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fs.view("/f")
+    fs.stats()
+    assert pin_words(fs) == [] and not fs.check()
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
