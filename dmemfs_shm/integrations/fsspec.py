@@ -59,7 +59,9 @@ class SharedMemoryFileSystem(AbstractFileSystem):  # type: ignore[misc]
     ) -> None:
         if create and max_quota is None:
             raise ValueError("create needs max_quota, in bytes")
-        super().__init__(store=store, create=create, max_quota=max_quota, auto_mkdir=auto_mkdir, lock_timeout=lock_timeout, **options)
+        super().__init__(
+            store=store, create=create, max_quota=max_quota, auto_mkdir=auto_mkdir, lock_timeout=lock_timeout, **options
+        )
         self.store = store
         self.auto_mkdir = auto_mkdir
         self._create = create
@@ -84,9 +86,7 @@ class SharedMemoryFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _attach(self) -> MemoryFileSystem:
         if self._create and self._max_quota is not None:
-            return MemoryFileSystem.create(
-                self.store, self._max_quota, exist_ok=True, default_lock_timeout=self._lock_timeout
-            )
+            return MemoryFileSystem.create(self.store, self._max_quota, exist_ok=True, default_lock_timeout=self._lock_timeout)
         return MemoryFileSystem.attach(self.store, default_lock_timeout=self._lock_timeout)
 
     @property

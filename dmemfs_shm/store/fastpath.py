@@ -99,7 +99,7 @@ from .namespace import COPIED_IN_SECTION_MOST, PATHS_CACHED_MOST, Found
 
 if TYPE_CHECKING:
     from .attachment import Attachment
-    from .mutex import Mutex, Thread
+    from .mutex import Mutex
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", re.ASCII).fullmatch
 _ENTRIES_4 = struct.Struct("=8Q").pack
@@ -271,11 +271,15 @@ class FastPath:
             mutex.acquire(thread, timeout)
             found = self._create(known, tail.encode(), record, source, size, now, done)
             mutex.release(thread)
-        except NeedMemory:
-            self._abandon(thread)
-            return None
-        except BaseException:
-            self._abandon(thread)
+        except BaseException as error:
+            try:
+                mutex.abandon(thread)
+            except BaseException:  # a second one, before it was at work
+                mutex.abandon(thread)
+                raise
+            if isinstance(error, NeedMemory):
+                return None
+            raise_if_damage()
             raise
         if found is not None:
             files = self.names.files
@@ -439,15 +443,6 @@ class FastPath:
             entry += 2
         return count + len(plan)
 
-    def _abandon(self, thread: Thread, *inner: Mutex) -> None:
-        """Leave after an exception; to be called in its handler."""
-        try:
-            self.mutex.abandon(thread, inner)
-        except BaseException:  # a second one, before it was at work
-            self.mutex.abandon(thread, inner)
-            raise
-        raise_if_damage()
-
     # ---- the first blocks of a file
 
     def grow(self, at: int, size: int, timeout: float | None) -> int:
@@ -462,11 +457,15 @@ class FastPath:
             mutex.acquire(thread, timeout)
             run = self._grow(at, UNITS_PER_PAGE * -(-size // PAGE) if size >= PAGE else -(-size // UNIT))
             mutex.release(thread)
-        except NeedMemory:
-            self._abandon(thread)
-            return 0
-        except BaseException:
-            self._abandon(thread)
+        except BaseException as error:
+            try:
+                mutex.abandon(thread)
+            except BaseException:  # a second one, before it was at work
+                mutex.abandon(thread)
+                raise
+            if isinstance(error, NeedMemory):
+                return 0
+            raise_if_damage()
             raise
         return run
 
@@ -528,17 +527,22 @@ class FastPath:
         mutex, inner, thread = self.mutex, self.mutexes[1 + found[0] % INODE_MUTEXES], self.threads.thread
         if thread.inside:
             thread = self.threads.enter()
+        entered = (inner,)  # made now: when memory has ended, the handler could not
         try:
             mutex.acquire(thread, timeout)
             inner.acquire(thread, timeout)
             swapped = self._replace(found, source, size)
             inner.release_inner()
             mutex.release(thread)
-        except NeedMemory:
-            self._abandon(thread, inner)
-            return False
-        except BaseException:
-            self._abandon(thread, inner)
+        except BaseException as error:
+            try:
+                mutex.abandon(thread, entered)
+            except BaseException:  # a second one, before it was at work
+                mutex.abandon(thread, entered)
+                raise
+            if isinstance(error, NeedMemory):
+                return False
+            raise_if_damage()
             raise
         return swapped
 
@@ -619,6 +623,7 @@ class FastPath:
         mutex, inner, thread = self.mutex, self.mutexes[1 + found[0] % INODE_MUTEXES], self.threads.thread
         if thread.inside:
             thread = self.threads.enter()
+        entered = (inner,)  # made now: when memory has ended, the handler could not
         try:
             mutex.acquire(thread, timeout)
             inner.acquire(thread, timeout)
@@ -626,7 +631,12 @@ class FastPath:
             inner.release_inner()
             mutex.release(thread)
         except BaseException:
-            self._abandon(thread, inner)
+            try:
+                mutex.abandon(thread, entered)
+            except BaseException:  # a second one, before it was at work
+                mutex.abandon(thread, entered)
+                raise
+            raise_if_damage()
             raise
         if done:
             self.names.files.pop(path, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import fsspec
 import pytest
 from fsspec.tests.abstract import (
     AbstractCopyTests,
