@@ -107,7 +107,7 @@ class SharedMemoryFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
-        if isinstance(path, str) and path.startswith(_PREFIX):
+        if path.startswith(_PREFIX):
             return {"store": path[len(_PREFIX) :].partition("/")[0]}
         return {}
 
