@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -105,3 +106,90 @@ def test_only_who_asks_has_it(program: Program, tmp_path: Path) -> None:
     outcomes, said = run(program, tmp_path, TESTS)
     assert outcomes == {"errors": 4}, said
     assert "fixture 'mfs' not found" in said
+
+
+# ---- one filesystem for the whole run
+
+PREPARED = """
+import os
+import signal
+
+import pytest
+
+pytest_plugins = ["dmemfs_shm._pytest_plugin"]
+
+
+@pytest.fixture(scope="session")
+def mfs_prepare():
+    def prepare(fs):
+        HOW
+        assert fs.listdir("/") == []
+        fs.write_bytes("/table", b"prepared")
+        with open(os.environ["PREPARATIONS"], "a") as file:
+            file.write("once\\n")
+    return prepare
+"""
+
+SHARED = """
+import os
+
+import pytest
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_it_is_there(mfs_shared, number):
+    assert mfs_shared.read_bytes("/table") == b"prepared"
+    mfs_shared.write_bytes(f"/by-{os.getpid()}", b"")
+    with open(os.environ["NAMES"], "a") as file:
+        file.write(mfs_shared.name + "\\n")
+"""
+
+
+def run_shared(
+    program: Program, folder: Path, monkeypatch: pytest.MonkeyPatch, how: str, *options: str
+) -> tuple[dict[str, int], str, int, set[str]]:
+    """Outcomes, output, how often it was prepared, and the names of the stores that the tests had."""
+    folder.mkdir(exist_ok=True)
+    (folder / "conftest.py").write_text(PREPARED.replace("HOW", how))
+    (folder / "test_it.py").write_text(SHARED)
+    files = [folder / "preparations", folder / "names"]
+    for file in files:
+        file.write_text("")
+    monkeypatch.setenv("PREPARATIONS", str(files[0]))
+    monkeypatch.setenv("NAMES", str(files[1]))
+    arguments = ("-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", folder, *options, folder)
+    done = program("-m", "pytest", *arguments)
+    outcomes = {name: int(count) for count, name in re.findall(r"(\d+) (passed|failed|errors?)", done.stdout.splitlines()[-1])}
+    names = set(files[1].read_text().split())
+    for name in names:
+        assert not [entry for entry in os.listdir("/dev/shm") if name in entry], "it goes with the run"
+    return outcomes, done.stdout, files[0].read_text().count("once"), names
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "3")], ids=["alone", "xdist"])
+def test_prepared_once_for_all(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    outcomes, said, times, names = run_shared(program, tmp_path, monkeypatch, "pass", *options)
+    assert outcomes == {"passed": 12}, said
+    assert times == 1 and len(names) == 1
+
+
+def test_a_preparation_that_fails(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody runs without; each says why; it is not tried again."""
+    how = "open(os.environ['PREPARATIONS'], 'a').write('once'); raise ZeroDivisionError('no table today')"
+    outcomes, said, times, _ = run_shared(program, tmp_path, monkeypatch, how, "-n", "2")
+    assert outcomes == {"errors": 12}, said
+    assert "no table today" in said and times == 1
+
+
+def test_a_preparation_whose_worker_is_killed(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker does it from the beginning. (pytest-xdist counts the test that was under way as failed.)"""
+    flag = tmp_path / "died"
+    how = f"""if not os.path.exists({str(flag)!r}):
+            open({str(flag)!r}, "w").close()
+            fs.write_bytes("/half", b"")
+            os.kill(os.getpid(), signal.SIGKILL)"""
+    outcomes, said, times, names = run_shared(program, tmp_path / "project", monkeypatch, how, "-n", "2")
+    assert outcomes == {"passed": 11, "failed": 1}, said
+    assert flag.exists() and times == 1 and len(names) == 1
