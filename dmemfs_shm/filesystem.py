@@ -727,6 +727,13 @@ class MemoryFileSystem:
             raise ValueError("Cannot remove the root directory.")
         self._attached().names.rmtree(parsed, self._timeout)
 
+    def _rmdir(self, path: AnyPath) -> None:
+        """Remove an empty directory: as `rmtree`, and OSError(ENOTEMPTY)."""
+        parsed = parse(path)
+        if not parsed.parts:
+            raise ValueError("Cannot remove the root directory.")
+        self._attached().names.rmtree(parsed, self._timeout, only_empty=True)
+
     def set_quota(self, path: AnyPath, limit: int | None) -> None:
         """Let what is in a directory be charged at most *limit* bytes, beside the store's quota; None takes that away.
 

@@ -615,13 +615,17 @@ class Namespace:
                 self.store.dropped.append(None)
             raise
 
-    def rmtree(self, path: Path, timeout: float | None) -> None:
+    def rmtree(self, path: Path, timeout: float | None, *, only_empty: bool = False) -> None:
+        """Remove a directory with everything in it; *only_empty*: OSError(ENOTEMPTY) if there is anything."""
+
         def step(section: Section) -> None:
             node = self.tree.walk(path.parts)
             if not node:
                 raise FileNotFoundError(f"No such directory: '{path.text}'")
             if self.tree.kind(node) != KIND_DIR:
                 raise NotADirectoryError(f"Not a directory: '{path.text}'")
+            if only_empty and self.w[self.at(node) + D_CHILD]:
+                raise OSError(errno.ENOTEMPTY, "Directory not empty", path.text)
             self.freeze(section, node)
             self.tree.unlink(section, node)
             self.store.sweep.to_trash(section, node)
