@@ -9,11 +9,10 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from fsspec import register_implementation
-
 from .fsspec import SharedMemoryFileSystem
 
 try:
+    from fsspec import register_implementation
     from upath import UPath
 except ImportError as error:
     raise ImportError("UPath('dshm://...') needs universal_pathlib: pip install universal_pathlib") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from dmemfs_shm import MemoryFileSystem
 
-from ..processes import DEADLINE_S
+from ..processes import DEADLINE_S, call_in_child
 
 ROWS = 1000
 
@@ -349,3 +350,36 @@ def test_universal_pathlib(url: str, writer: Hand, reader: Hand) -> None:
         with pytest.raises(OSError, match="another store"):
             UPath(path).rename(target)
     assert UPath(path).exists()
+
+
+# ---- alone
+
+
+def upath_alone(url: str) -> str:
+    """In a process that has not used dshm before, with warnings as errors."""
+    import warnings
+
+    warnings.simplefilter("error")
+    from upath import UPath
+
+    path = UPath(f"{url}/a")
+    path.write_text("x")
+    return f"{path} {path.read_text()}"
+
+
+def without(package: str) -> str:
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        import dmemfs_shm.integrations.upath  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def test_first_use(url: str) -> None:
+    assert call_in_child("spawn", upath_alone, url) == f"{url}/a x"
+
+
+@pytest.mark.parametrize(("package", "remedy"), [("fsspec", "dmemfs-shm[fsspec]"), ("upath", "pip install universal_pathlib")])
+def test_what_is_missing_is_named(package: str, remedy: str) -> None:
+    assert remedy in call_in_child("spawn", without, package)
