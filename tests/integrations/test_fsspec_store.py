@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import pickle
@@ -17,7 +18,7 @@ from dmemfs_shm.errors import MFSFileOpenError, MFSParameterError, MFSQuotaExcee
 from dmemfs_shm.integrations.fsspec import SharedMemoryFileSystem
 
 from ..conftest import MIB, Stores
-from ..processes import Task, call_in_child
+from ..processes import Link, Task, call_in_child, child
 
 ODD = ["/a b", "/#?&%20", "/[x]*", "/é/ü", "/dshm:/x", "/a:b@c", "/.hidden", "/-", "/~"]
 
@@ -331,6 +332,24 @@ def test_rm(fs: SharedMemoryFileSystem) -> None:
     fs.pipe_file("/f", b"")
     fs.rm("/", recursive=True)
     assert fs.ls("/") == []
+
+
+def tidy(link: Link, fs: SharedMemoryFileSystem) -> None:
+    link.send("ready")
+    while True:
+        with contextlib.suppress(OSError):
+            fs.rmdir("/d")
+
+
+def test_rmdir_takes_no_file_with_it(fs: SharedMemoryFileSystem) -> None:
+    with child("spawn", tidy, fs) as running:
+        assert running.receive() == "ready"
+        for _ in range(2000):
+            with contextlib.suppress(FileNotFoundError):  # the directory went between making it and writing in it
+                fs.pipe_file("/d/a", b"1")
+                assert fs.exists("/d/a")
+                fs.mfs.remove("/d/a")
+        running.kill()
 
 
 def test_touch(fs: SharedMemoryFileSystem) -> None:
