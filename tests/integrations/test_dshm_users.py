@@ -368,6 +368,8 @@ def upath_alone(url: str) -> str:
 
 
 def without(package: str) -> str:
+    for name in [name for name in sys.modules if name.startswith("dmemfs_shm.integrations")]:  # a plugin may have loaded it
+        del sys.modules[name]
     sys.modules[package] = None  # type: ignore[assignment]
     try:
         import dmemfs_shm.integrations.upath  # noqa: F401
