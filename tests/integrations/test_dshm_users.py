@@ -368,8 +368,8 @@ def upath_alone(url: str) -> str:
 
 
 def without(package: str) -> str:
-    for name in [name for name in sys.modules if name.startswith("dmemfs_shm.integrations")]:  # a plugin may have loaded it
-        del sys.modules[name]
+    for name in [name for name in sys.modules if name.startswith(("dmemfs_shm.integrations", f"{package}."))]:
+        del sys.modules[name]  # a plugin of pytest may have loaded it
     sys.modules[package] = None  # type: ignore[assignment]
     try:
         import dmemfs_shm.integrations.upath  # noqa: F401
