@@ -138,6 +138,8 @@ def test_a_fence_is_a_semaphore_without_a_name(store: Attachment) -> None:
     inside(store, K, nothing)
     assert semaphore.value == before + 1 and not os.path.exists(names.semaphore_path(semaphore.name))
     assert all(each._fence == call for each in store.mutexes)
+    store.mutexes[K].settle(store.slot)
+    assert store.mutexes[K]._fence == call, "another slot, the same process"
 
 
 def test_a_fence_that_counts_no_further(store: Attachment) -> None:

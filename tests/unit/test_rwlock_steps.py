@@ -31,6 +31,9 @@ from dmemfs_shm.store.layout import (
     GRANTED,
     HELD,
     JOURNAL_WORDS,
+    KIND_FILE,
+    KIND_ORPHAN,
+    KIND_SHIFT,
     LOCK_ABANDONED,
     LOCK_HEAD_SHIFT,
     LOCK_READERS,
@@ -39,6 +42,7 @@ from dmemfs_shm.store.layout import (
     N_CREATED,
     N_GENERATION,
     N_LOCK,
+    N_NAME,
     N_SEQ,
     NAMESPACE,
     PAGE,
@@ -63,6 +67,7 @@ from dmemfs_shm.store.layout import (
     STATE_DESTROYED,
     STATE_READY,
     W_STATE,
+    WATCHED,
     WORD,
     journal_at,
 )
@@ -414,6 +419,34 @@ def test_giving_back(store: Attachment, monkeypatch: pytest.MonkeyPatch, clears:
     assert state_of(store, record) == FREE and free_words(rw.leases) == [record] and store.w[word_at(store)] == left
     assert one not in rw.free, "whoever has the lost lease still must not have the record as well"
     store.w[word_at(store)] = 0
+
+
+def test_what_follows_a_giving_back(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no file any more is seen to, a file is left alone; and while somebody watches, the end of the hold is announced,
+    also if it did not come to its end."""
+    seen: list[int] = []
+    announced: list[int] = []
+    monkeypatch.setattr(type(store.names), "after_unlock", lambda _, node: seen.append(node))
+    monkeypatch.setattr(type(store.publications), "announce", lambda _, node: announced.append(node))
+    name = word_at(store) + N_NAME
+    for kind, expected in ((KIND_FILE, []), (KIND_ORPHAN, [NODE])):
+        store.w[name] = kind << KIND_SHIFT
+        store.rw.give_back(taken(store, READ))
+        assert seen == expected and announced == []
+    store.w[name], store.w[WATCHED] = KIND_FILE << KIND_SHIFT, 1
+    store.rw.give_back(taken(store, READ))
+    assert announced == [NODE]
+    one = taken(store, READ)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FileLocks, "unlock", interrupt)
+        store.rw.give_back(one)
+    assert announced == [NODE, NODE]
+    store.work_off()
+    store.w[name] = store.w[WATCHED] = 0
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_giving_back_fails(store: Attachment) -> None:
