@@ -9,7 +9,7 @@ READY := .venv/ready
 # The protocol's modules, branch by branch. The two tests left out measure nothing (they run in a child) but take their time.
 PROTOCOL := $(addprefix tests/unit/test_,mutex.py mutex_steps.py journal.py rwlock.py rwlock_steps.py recovery.py)
 
-.PHONY: venv demo test lint fmt coverage mutants crash stress torture bench clean
+.PHONY: venv demo test lint fmt coverage mutants crash stress torture bench docs clean
 
 venv: $(READY)
 
@@ -55,6 +55,10 @@ torture: $(READY)
 bench: $(READY)
 	$(BIN)/python tools/bench.py --plots docs/images $(ARGS)
 
+docs: $(READY)
+	$(BIN)/pdoc dmemfs_shm dmemfs_shm.aio dmemfs_shm.integrations.fsspec dmemfs_shm.integrations.arrow -o build/reference
+	@echo "build/reference/index.html"
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis dist
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis dist build
 	find dmemfs_shm tests tools -name __pycache__ -exec rm -rf {} +
