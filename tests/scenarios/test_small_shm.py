@@ -116,6 +116,7 @@ def endlessly(function: Callable[[int], Any]) -> None:
 
 def in_pieces(fs: MemoryFileSystem, path: str) -> None:
     """A file in two runs."""
+    fs.trim()  # empties the bins: what comes next stands behind what came before
     write(fs, path, "wb", data(80 * KIB, 5))
     fs.write_bytes("/behind", data(8 * KIB, 6))
     write(fs, path, "ab", data(80 * KIB, 7))
