@@ -237,7 +237,7 @@ def test_waiters_keep_nobody_from_closing(make: Callable[..., AsyncMemoryFileSys
             await holder.close()
             assert await asyncio.gather(*readers) == [b"data"] * WAITERS
             assert await fs.locks() == []
-            assert len(ours()) <= aio.THREADS
+            await until(lambda: len(ours()) <= aio.THREADS, "the threads of the waiters end")
 
     run(main())
 
