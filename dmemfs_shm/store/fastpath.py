@@ -34,6 +34,7 @@ from .layout import (
     BIN_PAGES_MOST,
     BIN_RUNS_MOST,
     BUCKETS,
+    BUCKETS_BACKED,
     CHARGED,
     D_CHILD,
     DESCRIPTOR_WORDS,
@@ -212,7 +213,7 @@ class FastPath:
         w, nodes_at = self.w, self.nodes_at
         parent, parent_generation, namespace = directory
         name, buckets, backed = tail.encode(), w[BUCKETS], w[NODE_BACKED]
-        if len(name) > TEXT_BYTES:
+        if len(name) > TEXT_BYTES or not 0 < buckets <= w[BUCKETS_BACKED]:
             return None
         key = zlib.crc32(name, (parent * 0x9E3779B1 ^ self.seed) & LOW32)
         identity = key | len(name) << NAME_BYTES_SHIFT | kind
@@ -305,7 +306,7 @@ class FastPath:
             takes, node = NODE_BREAK, w[NODE_BREAK]
         at = nodes_at + node * NODE_WORDS
         count, first = files + w[DIRS], w[directory + D_CHILD]
-        if node >= backed or first >= backed or count >= self.nodes_max:
+        if node >= backed or first >= backed or count >= self.nodes_max or not 0 < buckets <= w[BUCKETS_BACKED]:
             return None
         generation, after = w[at + N_GENERATION], w[at + N_NEXT]
         if w[at + N_NAME] != _FREED or generation & 1:
@@ -663,6 +664,8 @@ class FastPath:
         identity, parent, links, backed = w[at + N_NAME], w[at + N_PARENT], w[at + N_SIBLINGS], w[NODE_BACKED]
         # Who refers to it: one of its bucket, and its directory or the entry before it there.
         buckets = w[BUCKETS]
+        if not 0 < buckets <= w[BUCKETS_BACKED]:
+            return False
         bucket = identity & LOW32 & (1 << (buckets - 1).bit_length()) - 1
         bucket = self.buckets_at + (bucket if bucket < buckets else bucket ^ 1 << bucket.bit_length() - 1)
         steps = 0

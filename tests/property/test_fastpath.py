@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from dmemfs_shm import MemoryFileSystem
-from dmemfs_shm.errors import MFSQuotaExceededError
+from dmemfs_shm.errors import MFSCorruptStoreError, MFSQuotaExceededError
 from dmemfs_shm.store.attachment import Attachment
 from dmemfs_shm.store.fastpath import FastPath
-from dmemfs_shm.store.layout import JOURNAL, JOURNAL_WORDS, MUTEXES, S_PINS, S_RECORDS, SLOTS_AT, TREE_SEQ
+from dmemfs_shm.store.layout import BUCKETS, JOURNAL, JOURNAL_WORDS, MUTEXES, S_PINS, S_RECORDS, SLOTS_AT, TREE_SEQ
 
 from ..conftest import Stores
 
@@ -150,4 +150,20 @@ def test_a_pinned_file(twice: Twice) -> None:
         twice.do(lambda: fs.write_bytes("/pinned", b"b" * 5000))
         twice.do(lambda: fs.remove("/pinned"))
         assert bytes(view) == b"a" * 5000
+    assert not fs.check()
+
+
+@pytest.mark.parametrize("buckets", [0, 1 << 40])
+def test_a_damaged_hash_table(twice: Twice, buckets: int) -> None:
+    """The fast path leaves it to the general way, which says what is wrong."""
+    fs, w = twice.fs, twice.store.w
+    fs.write_bytes("/f", b"x")
+    before, w[BUCKETS] = w[BUCKETS], buckets
+    try:
+        twice.store.names.files.clear()
+        for call in (fs.read_bytes, fs.remove, lambda path: fs.write_bytes(path + "new", b"x")):
+            with pytest.raises(MFSCorruptStoreError, match="buckets that have memory"):
+                call("/f")
+    finally:
+        w[BUCKETS] = before
     assert not fs.check()
