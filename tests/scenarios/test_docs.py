@@ -49,7 +49,15 @@ def steps(page: Path, directory: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+#: One of its libraries aborts at the end of the process now and then, on a loaded machine ("terminate called without an active
+#: exception"): not what every change must pass.
+UNSTEADY = ("how-to-pandas",)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in UNSTEADY else (), id=page.stem) for page in PAGES],
+)
 def test_page(program: Program, tmp_path: Path, page: Path) -> None:
     try:
         done = program("-c", IN_ORDER, tmp_path, *steps(page, tmp_path))
