@@ -38,6 +38,7 @@ from .store.layout import (
     WORD,
     WORD_MAX,
 )
+from .store.segment import LARGE
 from .store.space import until
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ _ABLE = {
     "r+b": (True, True, False),
 }
 _ALL = -1
-_LARGE = 64 << 10
 _NOTHING_LENT: list[weakref.ref[memoryview]] = []
 
 
@@ -347,7 +347,7 @@ class MemoryFileHandle(io.RawIOBase):
         base = self._base
         if base < 0:
             self._store_parts(pos, data)
-        elif count < _LARGE:
+        elif count < LARGE:
             self._mm[base + pos : base + end] = data
         else:
             self._segment.put(base + pos, data)

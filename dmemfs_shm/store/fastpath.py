@@ -70,7 +70,6 @@ from .layout import (
     NODE_BREAK,
     NODE_FREE,
     NODE_WORDS,
-    PAGE,
     PD_BIN,
     PD_SHIFT,
     PD_USED,
@@ -456,7 +455,7 @@ class FastPath:
             thread = self.threads.enter()
         try:
             mutex.acquire(thread, timeout)
-            run = self._grow(at, UNITS_PER_PAGE * -(-size // PAGE) if size >= PAGE else -(-size // UNIT))
+            run = self._grow(at, units_for(size))
             mutex.release(thread)
         except BaseException as error:
             try:

@@ -163,8 +163,7 @@ class Publications:
 
     def _wake(self) -> None:
         w, layout = self.w, self.layout
-        with mutex._fence:
-            pass
+        mutex.close_and_open()
         watched, backed = w[WATCHED], min(w[SLOTS_BACKED], layout.slots)
         for slot in _slots(watched, backed):
             self._wake_slot(slot)
@@ -242,8 +241,7 @@ class Publications:
                 return
             w[at] = w[at] | 1 << park  # no call comes in between, and so no other thread
             try:
-                with mutex._fence:
-                    pass
+                mutex.close_and_open()
                 if w[W_STATE] == STATE_READY and not reader.has_news() and seconds > 0:
                     sleep_on(semaphore, seconds)
             finally:

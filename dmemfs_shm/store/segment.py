@@ -28,7 +28,7 @@ from .layout import PAGE
 from .lazy import load
 
 _MAP_FAILED = 2 * sys.maxsize + 1
-_LARGE = 256 << 10
+LARGE = 256 << 10  # bytes: what `put` may write through the descriptor
 _MIB_SHIFT = 20
 _MARKS = 1 << 60  # beyond any offset at which somebody else's descriptor could be
 _serials = itertools.count(1)
@@ -82,7 +82,7 @@ class Segment:
         costs a fault: 440 us a MiB, and 190 so (and 60 through a mapping that is warm).
         """
         size = len(data)
-        if size >= _LARGE and self._is_new(offset, size) and is_marked(self.fd, self._mark):
+        if size >= LARGE and self._is_new(offset, size) and is_marked(self.fd, self._mark):
             with memoryview(data) as rest:
                 done = 0
                 while done < size:

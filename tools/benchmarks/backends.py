@@ -35,6 +35,11 @@ class Backend:
 # ---- the backends
 
 
+def whole(put: Operation, get: Operation) -> dict[str, Operation]:
+    """What those have in common who only know whole values: to create is to overwrite is to put."""
+    return {"create": put, "overwrite": put, "write_bytes": put, "read": get, "read_bytes": get}
+
+
 def files(name: str, folder: str, buffering: int) -> Backend:
     """Files on tmpfs. What does not open a file is the same for every buffering: it is timed once, as the mark."""
     os.mkdir(folder)
@@ -47,12 +52,7 @@ def files(name: str, folder: str, buffering: int) -> Backend:
         with open(path, "rb", buffering) as file:
             return file.read()
 
-    operations: dict[str, Operation] = {
-        "create": write,
-        "overwrite": write,
-        "read": read,
-        "write_bytes": write,
-        "read_bytes": read,
+    operations = whole(write, read) | {
         "remove": os.remove,
     }
     if name == MARK:
@@ -113,12 +113,7 @@ def lmdb(name: str, environment: Any) -> Backend:
         with environment.begin() as transaction:
             return list(transaction.cursor().iternext(values=False))
 
-    operations: dict[str, Operation] = {
-        "create": put,
-        "overwrite": put,
-        "read": get,
-        "write_bytes": put,
-        "read_bytes": get,
+    operations = whole(put, get) | {
         "exists": exists,
         "remove": delete,
         "listdir": keys,
@@ -167,12 +162,7 @@ def manager(name: str, remote: Any) -> Backend:
     def write(path: str) -> None:
         remote.write(path, PAGE)
 
-    operations: dict[str, Operation] = {
-        "create": write,
-        "overwrite": write,
-        "read": remote.read,
-        "write_bytes": write,
-        "read_bytes": remote.read,
+    operations = whole(write, remote.read) | {
         "stat": remote.stat,
         "exists": remote.exists,
         "remove": remote.remove,
@@ -227,12 +217,7 @@ def diskcache(name: str, cache: Any) -> Backend:
     def put(key: str) -> None:
         cache.set(key, PAGE)
 
-    operations: dict[str, Operation] = {
-        "create": put,
-        "overwrite": put,
-        "read": cache.get,
-        "write_bytes": put,
-        "read_bytes": cache.get,
+    operations = whole(put, cache.get) | {
         "exists": cache.__contains__,
         "remove": cache.__delitem__,
         "listdir": lambda _: list(cache.iterkeys()),
@@ -246,12 +231,7 @@ def redis(name: str, client: Any) -> Backend:
     def put(key: str) -> None:
         client.set(key, PAGE)
 
-    operations: dict[str, Operation] = {
-        "create": put,
-        "overwrite": put,
-        "read": client.get,
-        "write_bytes": put,
-        "read_bytes": client.get,
+    operations = whole(put, client.get) | {
         "exists": client.exists,
         "remove": client.delete,
         "listdir": lambda _: client.keys(),

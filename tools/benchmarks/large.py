@@ -37,17 +37,21 @@ def pieces(file: Any, size: int) -> None:
         file.write(CHUNK)
 
 
+def stream(opened: Any, size: int) -> None:
+    """A file just opened, written in pieces, and closed."""
+    with opened as file:
+        pieces(file, size)
+
+
 def stream_fresh(folder: str, plan: Plan) -> dict[str, Any]:
     """A new file in pieces of 1 MiB, in memory that the system gives for it."""
     size = size_here(plan)
 
     def tmpfs(_: None) -> None:
-        with open(f"{folder}/stream", "wb", 0) as file:
-            pieces(file, size)
+        stream(open(f"{folder}/stream", "wb", 0), size)
 
     def ours(fs: MemoryFileSystem) -> None:
-        with fs.open("/stream", "wb") as file:
-            pieces(file, size)
+        stream(fs.open("/stream", "wb"), size)
 
     def batch_tmpfs() -> Sample:
         sample = timed(tmpfs, [None])
@@ -68,16 +72,13 @@ def stream_reused(folder: str, plan: Plan) -> dict[str, Any]:
     with closing(MemoryFileSystem(max_quota=size + MIB)) as fs:
 
         def tmpfs(_: None) -> None:
-            with open(f"{folder}/stream", "wb", 0) as file:
-                pieces(file, size)
+            stream(open(f"{folder}/stream", "wb", 0), size)
 
         def in_place(_: None) -> None:
-            with open(f"{folder}/stream", "r+b", 0) as file:
-                pieces(file, size)
+            stream(open(f"{folder}/stream", "r+b", 0), size)
 
         def ours(_: None) -> None:
-            with fs.open("/stream", "wb") as file:
-                pieces(file, size)
+            stream(fs.open("/stream", "wb"), size)
 
         ways: dict[str, Operation] = {TMPFS: tmpfs, OURS: ours, 'open("r+b")': in_place}
         for way in tmpfs, ours:

@@ -16,7 +16,7 @@ from typing import Any
 from dmemfs_shm import MemoryFileSystem
 
 from .children import Child
-from .timing import KIB, MIB, Check, Plan, Sample, figure, spread, timed, without_gc
+from .timing import KIB, MIB, Check, Plan, Sample, spread, timed, without_gc
 
 SCALE = "scale"
 SMALL = 1_000
@@ -195,6 +195,3 @@ def churned(plan: Plan) -> list[Check]:
         Check(f"after {plan.churn:,} changes: allocation, to a fresh store's", spread(ratios[1:])["median"], 2.0),
         Check("after them: a file of half the free memory is in pieces", float(in_pieces), 0.0),
     ]
-
-
-__all__ = ["SCALE", "figure", "scale"]
