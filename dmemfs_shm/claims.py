@@ -40,6 +40,7 @@ from .store.layout import (
     KIND_FILE,
     LOCK_ABANDONED,
     LOCK_BUSY,
+    LOCK_LIGHT,
     LOCK_WRITER,
     N_GENERATION,
     N_SEQ,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BEAT_S = 0.9
+_HELD = LOCK_BUSY & ~LOCK_LIGHT | LOCK_ABANDONED  # whether somebody holds it lightly shows when it is locked
 PATTERNS_KEPT_MOST = 16
 
 
@@ -281,7 +283,7 @@ class Candidates(Lookout):
         heap = [
             (w[at(node) + N_STAMP] & STAMP_MASK, path, node, generation)
             for path, node, generation in files
-            if not w[at(node)] & (LOCK_BUSY | LOCK_ABANDONED)
+            if not w[at(node)] & _HELD
         ]
         heapq.heapify(heap)
         self.heap = heap
@@ -310,7 +312,7 @@ class Candidates(Lookout):
         """Claim it if it is what it was, and is to be had."""
         w, store = self.w, self.store
         at = store.names.at(node)
-        if w[at + N_GENERATION] != generation or w[at] & (LOCK_BUSY | LOCK_ABANDONED):
+        if w[at + N_GENERATION] != generation or w[at] & _HELD:
             return None
         word = w[at + N_STAMP]
         if word & STAMP_MASK != stamp:  # published once more since: it is younger now

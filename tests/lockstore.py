@@ -24,13 +24,15 @@ from dmemfs_shm.store.layout import (
     FREE,
     GRANTED,
     HELD,
+    HELD_LIGHTLY,
     INODE_MUTEXES,
     LB_ATTACH,
     LB_INIT,
     LB_MUTEX,
     LB_RECOVER,
-    LOCK_ABANDONED,
+    LOCK_BUSY,
     LOCK_HEAD_SHIFT,
+    LOCK_LIGHT,
     LOCK_READERS,
     LOCK_RECORD_MASK,
     LOCK_TAIL_SHIFT,
@@ -42,6 +44,7 @@ from dmemfs_shm.store.layout import (
     NAMESPACE,
     NODE_STEP,
     QUEUED,
+    REC_IS_LIGHT,
     REC_NEXT_MASK,
     REC_NEXT_SHIFT,
     REC_NODE_SHIFT,
@@ -227,6 +230,9 @@ def queued(store: Attachment, node: int) -> int:
 
 # ---- what is wrong with a store
 
+#: What a lock word says of those who hold and wait.
+LOCK_HELD = LOCK_BUSY & ~LOCK_LIGHT
+
 
 def settle(store: Attachment) -> None:
     """Do for the dead whatever is to be done: reap them, and pass once through every mutex."""
@@ -246,7 +252,7 @@ def lock_findings(store: Attachment, *, all_free: bool = True) -> list[str]:
         found += _node_findings(store, node)
     if all_free:
         found += [f"left behind: {hold}" for hold in store.rw.holds()]
-        words = {node: store.w[store.layout.node_at(node) + N_LOCK] & ~LOCK_ABANDONED for node in range(2, NODE_STEP)}
+        words = {node: store.w[store.layout.node_at(node) + N_LOCK] & LOCK_HELD for node in range(2, NODE_STEP)}
         found += [f"node {node}: lock word {word:#x} at rest" for node, word in words.items() if word]
     free = [lease.word for lease in store.rw.free]
     if len(set(free)) != len(free):
@@ -300,7 +306,7 @@ def _tokens(store: Attachment, number: int, generation: int) -> int:
 def _node_findings(store: Attachment, node: int) -> list[str]:
     """The lock word is what the records say: how many hold, who waits, in what order, and nobody who could hold waits."""
     w, found, layout = store.w, [], store.layout
-    readers = writers = 0
+    readers = writers = light = 0
     waiting = set()
     for slot in range(layout.slots):
         if not store.participants.has_memory(slot):
@@ -316,12 +322,15 @@ def _node_findings(store: Attachment, node: int) -> list[str]:
             if word >> REC_NEXT_SHIFT & REC_NEXT_MASK:
                 found.append(f"node {node}: record {record} holds it and still points into the queue")
             writers += bool(word & REC_WRITER)
-            readers += not word & REC_WRITER
+            readers += not word & REC_WRITER and word & REC_IS_LIGHT != HELD_LIGHTLY
+            light += word & REC_IS_LIGHT == HELD_LIGHTLY
     lock = w[layout.node_at(node) + N_LOCK]
     if lock & LOCK_READERS != readers or bool(lock & LOCK_WRITER) != bool(writers):
         found.append(f"node {node}: lock word {lock:#x}, but {readers} readers and {writers} writers have records")
-    if writers > 1 or (writers and readers):
-        found.append(f"node {node}: {writers} writers and {readers} readers at once")
+    if writers > 1 or (writers and (readers or light)):
+        found.append(f"node {node}: {writers} writers and {readers + light} readers at once")
+    if light and not lock & LOCK_LIGHT:
+        found.append(f"node {node}: {light} readers hold it lightly, and lock word {lock:#x} does not say so")
     chain: list[int] = []
     number = lock >> LOCK_HEAD_SHIFT & LOCK_RECORD_MASK
     while number and len(chain) <= len(waiting):

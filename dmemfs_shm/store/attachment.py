@@ -366,6 +366,7 @@ class Attachment:
             fence = Fence.of(names.fence(self.uuid, slot))
             for mutex in self.mutexes:
                 mutex.settle(slot, fence)
+            self.rw.settle_in(slot, fence)
             self.publications.settle(slot)
         finally:
             self.locks.unlock(LB_ATTACH)

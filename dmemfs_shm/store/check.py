@@ -47,6 +47,7 @@ from .layout import (
     FREE,
     GRANTED,
     HELD,
+    HELD_LIGHTLY,
     INTENT,
     KIND_DIR,
     KIND_DRAFT,
@@ -91,6 +92,7 @@ from .layout import (
     Q_USED,
     QUEUED,
     QUOTAS,
+    REC_IS_LIGHT,
     REC_NEXT_MASK,
     REC_NEXT_SHIFT,
     REC_NODE_SHIFT,
@@ -278,7 +280,8 @@ class _Checker:
 
     def _lock_word(self, node: int, records: list[tuple[int, int]]) -> None:
         lock = self.w[self.at(node)]
-        held = [word for _, word in records if word & REC_STATE in (GRANTED, HELD)]
+        counted = [word for _, word in records if word & REC_IS_LIGHT != HELD_LIGHTLY]
+        held = [word for word in counted if word & REC_STATE in (GRANTED, HELD)]
         writers = sum(1 for word in held if word & REC_WRITER)
         readers = len(held) - writers
         self.expect(writers <= 1 and not (writers and readers), f"node {node} is held by {writers} writers, {readers} readers")

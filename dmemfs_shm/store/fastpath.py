@@ -47,6 +47,8 @@ from .layout import (
     KIND_FREE,
     KIND_SHIFT,
     LOCK_ABANDONED,
+    LOCK_BUSY,
+    LOCK_LIGHT,
     LOCK_WRITER,
     LOW32,
     N_CAPACITY,
@@ -117,7 +119,7 @@ _WRITING = HELD | REC_WRITER | REC_DIRTY
 _CHAIN_MOST = 60
 _DEPTH_MOST = 50
 _HIGH32 = LOW32 << 32
-_HELD = ~LOCK_ABANDONED & (1 << 64) - 1
+_NOT_READY = LOCK_BUSY | LOCK_ABANDONED
 
 
 class FastPath:
@@ -137,6 +139,7 @@ class FastPath:
         "nodes_max",
         "pages_cap",
         "quota_bytes",
+        "rw",
         "seed",
         "store",
         "threads",
@@ -155,6 +158,7 @@ class FastPath:
         self.tree = store.tree
         self.blocks = store.blocks
         self.arenas = store.arenas
+        self.rw = store.rw
         self.nodes_at = store.layout.nodes_at
         self.buckets_at = store.layout.buckets_at
         self.descriptors_at = store.layout.descriptors_at
@@ -552,7 +556,8 @@ class FastPath:
         old, had, used, charged = w[at + N_RUN], w[at + N_CAPACITY], w[USED], w[CHARGED]
         units = units_for(size)
         capacity, charge = units * UNIT, self.file_charge
-        if not self._is_ordinary(at, found) or w[at] or bool(old) != bool(had):
+        lock = self.rw.settled(at) if w[at] & LOCK_LIGHT else w[at]
+        if not self._is_ordinary(at, found) or lock & _NOT_READY or bool(old) != bool(had):
             return False
         if used + capacity + charge > self.quota_bytes:
             return False
@@ -658,7 +663,8 @@ class FastPath:
         w, nodes_at, node = self.w, self.nodes_at, found[0]
         at = nodes_at + node * NODE_WORDS
         next_is = w[at + N_NEXT]
-        if not self._is_ordinary(at, found) or w[at] & _HELD or next_is >> 32:
+        lock = self.rw.settled(at) if w[at] & LOCK_LIGHT else w[at]
+        if not self._is_ordinary(at, found) or lock & LOCK_BUSY or next_is >> 32:
             return False
         identity, parent, links, backed = w[at + N_NAME], w[at + N_PARENT], w[at + N_SIBLINGS], w[NODE_BACKED]
         # Who refers to it: one of its bucket, and its directory or the entry before it there.

@@ -64,6 +64,7 @@ from .layout import (
     GENERATION,
     GENERATION_STRIDE,
     GRANTED,
+    HELD_LIGHTLY,
     INODE_MUTEXES,
     INTENT,
     JOURNAL_ENTRIES_MAX,
@@ -78,6 +79,7 @@ from .layout import (
     LB_RECOVER,
     LB_SLOT,
     LOCK_ABANDONED,
+    LOCK_LIGHT,
     LOCK_READERS,
     LOCK_WRITER,
     LOW32,
@@ -117,6 +119,7 @@ from .layout import (
     R_SINCE,
     R_THREAD,
     REAPS,
+    REC_IS_LIGHT,
     REC_NODE_SHIFT,
     REC_STATE,
     REC_WRITER,
@@ -715,6 +718,7 @@ class _Inspector:
         lock, capacity = words[N_LOCK], words[N_CAPACITY]
         at = self.observer.layout.node_at(node)
         writing = bool(lock & LOCK_WRITER)
+        reading = lock & LOCK_READERS or (lock & LOCK_LIGHT and node in self._held_lightly())
         self.doubt(words[N_SIZE] > capacity and not writing, at + N_SIZE, f"a size within {capacity} bytes", words[N_SIZE])
         return snapshot.File(
             path=path,
@@ -723,8 +727,13 @@ class _Inspector:
             pieces=(words[N_RUNS] >> 32) + 1 if words[N_RUN] else 0,
             modified=words[N_MODIFIED] / 1e9,
             abandoned=bool(lock & LOCK_ABANDONED),
-            lock="exclusive" if writing else "shared" if lock & LOCK_READERS else "free",
+            lock="exclusive" if writing else "shared" if reading else "free",
         )
+
+    def _held_lightly(self) -> set[int]:
+        """The nodes that readers hold lightly: see `rwlock`."""
+        words = (word for slot in self.observer.slots() for word in self._records(slot)[R_LOCK::RECORD_WORDS].tolist())
+        return {word >> REC_NODE_SHIFT for word in words if word & REC_IS_LIGHT == HELD_LIGHTLY}
 
     def _path(self, node: int) -> str:
         """A node's path, or "?" and a doubt: one bad name must not cost all the others."""

@@ -197,7 +197,10 @@ QUEUED: Final = 1
 GRANTED: Final = 2
 HELD: Final = 3
 REC_WRITER: Final = 1 << 2
-REC_DIRTY: Final = 1 << 3  # the holder has changed content: plain store of the owner
+REC_DIRTY: Final = 1 << 3  # a writer has changed content: plain store of the owner
+REC_LIGHT: Final = 1 << 3  # a reader holds lightly: FREE <-> HELD by plain stores of the owner, and LOCK_READERS leaves it out
+REC_IS_LIGHT: Final = REC_STATE | REC_WRITER | REC_LIGHT
+HELD_LIGHTLY: Final = HELD | REC_LIGHT  # what a light hold's record says of these bits
 REC_DROPPED: Final = 1 << 4  # a finaliser gave it up: plain store of the owner
 REC_PARK_SHIFT: Final = 5
 REC_PARK_MASK: Final = 0x3F
@@ -205,14 +208,17 @@ REC_NEXT_SHIFT: Final = 11
 REC_NEXT_MASK: Final = 0x1FFFFF
 REC_NODE_SHIFT: Final = 32
 
-# A lock word: readers 20, writer 1, abandoned 1, head 21, tail 21 bits.
+# A lock word: readers 20, writer 1, abandoned 1, read 1, light 1, head 20, tail 20 bits.
 LOCK_READERS: Final = (1 << 20) - 1
 LOCK_WRITER: Final = 1 << 20
 LOCK_ABANDONED: Final = 1 << 21
-LOCK_HEAD_SHIFT: Final = 22
-LOCK_TAIL_SHIFT: Final = 43
-LOCK_RECORD_MASK: Final = 0x1FFFFF
-LOCK_BUSY: Final = ~LOCK_ABANDONED & ((1 << 64) - 1)
+LOCK_READ: Final = 1 << 22  # read since it was last held exclusively
+LOCK_LIGHT: Final = 1 << 23  # there may be readers that hold lightly; while LOCK_READ stands too, more may come
+LOCK_HEAD_SHIFT: Final = 24
+LOCK_TAIL_SHIFT: Final = 44
+LOCK_RECORD_MASK: Final = 0xFFFFF
+LOCK_BUSY: Final = ~(LOCK_ABANDONED | LOCK_READ) & ((1 << 64) - 1)
+LIGHT_RECORDS: Final = 8  # a slot's first records in use: those that may hold lightly
 
 PARKS: Final = 32  # parking semaphores a slot; 0 in a record means none
 
@@ -383,7 +389,7 @@ def _check() -> None:
     assert S_CLAIM + MUTEXES <= S_WATCHES < S_RING < S_COMMAND and S_COMMAND * WORD + S_COMMAND_BYTES <= S_SPACE * WORD
     assert S_SPACE + PARKS * SW_WORDS <= SLOT_HEAD_WORDS
     assert SLOT_WORDS % PAGE_WORDS == 0 and RECORDS_AT % PAGE_WORDS == 0 and PINS_AT % PAGE_WORDS == 0
-    assert SLOTS_MAX * RECORDS <= REC_NEXT_MASK and LOCK_TAIL_SHIFT + 21 == 64
+    assert SLOTS_MAX * RECORDS - 1 <= LOCK_RECORD_MASK <= REC_NEXT_MASK and LOCK_TAIL_SHIFT + 20 == 64
     assert N_TEXT * WORD + TEXT_BYTES == NODE_WORDS * WORD and X_RUNS > N_NAME
 
 

@@ -144,6 +144,14 @@ def close_and_open() -> None:
         pass
 
 
+def fence_instead(error: OSError) -> Callable[[], object]:
+    """The fence from now on, and passed this time, when the fence of the process says that it counts no further."""
+    if error.errno != errno.EOVERFLOW:
+        raise error  # what a signal handler raised is not ours
+    close_and_open()
+    return close_and_open
+
+
 os.register_at_fork(after_in_child=_new_fence)
 _collecting = threading.RLock()  # whoever turned garbage collection off; no child is forked meanwhile
 os.register_at_fork(before=_collecting.acquire, after_in_parent=_collecting.release, after_in_child=_collecting.release)
@@ -280,7 +288,7 @@ class Mutex:
         try:
             self._fence()  # a4
         except OSError as error:
-            self._fence_anew(error)
+            self._fence = fence_instead(error)
         if w[self._generation_at] != g:  # a5
             self._validate(timeout)
         if w[W_STATE] != STATE_READY:
@@ -329,13 +337,6 @@ class Mutex:
                 interruption = None  # or the exception would hold this frame, which holds the exception, and all that lead here
 
     # ---- slow paths
-
-    def _fence_anew(self, error: OSError) -> None:
-        """a4, when the fence says so: it counts no further. (What a signal handler raised is not ours.)"""
-        if error.errno != errno.EOVERFLOW:
-            raise error
-        close_and_open()
-        self._fence = close_and_open
 
     def _abandon(self, thread: Thread, deadline: float | None = None) -> None:
         """MFSStoreBusyError if R was needed and not to be had by *deadline*; then nothing has changed."""

@@ -268,7 +268,7 @@ class Namespace:
 
     def _must_be_closed(self, node: int) -> None:
         """REQUIRES m[0] and the node's mutex."""
-        if self.w[self.at(node)] & LOCK_BUSY:
+        if self.store.rw.settled(self.at(node)) & LOCK_BUSY:
             raise Busy(node)
 
     def freeze(self, section: Section, node: int) -> None:
@@ -484,7 +484,7 @@ class Namespace:
             if self.tree.kind(node) != KIND_FILE:
                 raise IsADirectoryError(f"Is a directory: '{path.text}'")
             section.enter(node)
-            lock = self.w[self.at(node)]
+            lock = self.store.rw.settled(self.at(node))
             if lock & LOCK_WRITER:
                 section.leave_nodes()
                 return node
@@ -573,6 +573,8 @@ class Namespace:
     def retire(self, section: Section, node: int) -> None:
         """A nameless file is freed, or becomes an orphan if it has readers or too many runs for this transaction."""
         plan, at = section.plan, self.at(node)
+        if at not in plan:
+            self.store.rw.settled(at)
         if not plan[at] & LOCK_BUSY and self.content.release(section, node):
             self.tree.unmake(section, node, KIND_FILE)
             return

@@ -20,6 +20,17 @@ is believed: the token of a parking semaphore, or the record itself for a waiter
 A record's DIRTY bit says that its holder, a writer, changes content: with the lock for wb and xb, by a plain store of
 the holder before the first change for r+b and ab. Reaping a dirty record marks the file abandoned.
 
+*Light holds* spare readers of a file that is read again and again the mutex. While READ and LIGHT stand in the lock word,
+which is while nobody writes, waits, renames or removes, a reader stores its record, HELD and LIGHT, plainly; then comes a
+full fence; then it looks whether both bits still stand and the node is the one that was looked up. If so it holds the file,
+else it takes the record back and goes the way above. It gives its hold back by storing FREE, a fence, and a look at the bits.
+Whoever wants readers out (`settled`, in the mutex) clears READ first; then comes a full fence; then it looks for light
+records of the node. So one of the two sees the other (Dekker's argument), and a reader that ends and finds READ gone looks,
+in the mutex, who waits for it. LIGHT, which is cleared when no light record was found, makes the lock word busy to everybody
+who does not ask. It is stored plainly, after the commit of the second reader in a row that took the mutex: a roll-back never
+takes it away from readers who have seen it. Only a slot's first records may hold lightly, so that there is little to look
+through: eight words a slot, 0.3 us.
+
 `sequence` makes reads without the lock possible: it goes odd inside the transaction that ends a writer's hold (its undo
 value is the next even one, so that a roll-back never brings an old value back) and even after its commit. A reader that
 saw no writer, an even sequence and the same generation before and after has read what a reader with the lock would have
@@ -30,7 +41,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import posix_ipc
@@ -46,15 +57,20 @@ from ..errors import (
 from . import names
 from .journal import Plan, Words, commit
 from .layout import (
+    BACKEND_GENERATION,
     FREE,
     GRANTED,
     HELD,
+    HELD_LIGHTLY,
     INODE_MUTEXES,
     KIND_FILE,
     KIND_SHIFT,
+    LIGHT_RECORDS,
     LOCK_ABANDONED,
     LOCK_BUSY,
     LOCK_HEAD_SHIFT,
+    LOCK_LIGHT,
+    LOCK_READ,
     LOCK_READERS,
     LOCK_RECORD_MASK,
     LOCK_TAIL_SHIFT,
@@ -72,6 +88,7 @@ from .layout import (
     R_THREAD,
     REC_DIRTY,
     REC_DROPPED,
+    REC_IS_LIGHT,
     REC_NEXT_MASK,
     REC_NEXT_SHIFT,
     REC_NODE_SHIFT,
@@ -84,14 +101,16 @@ from .layout import (
     RECORDS_AT,
     RECORDS_RESERVED,
     S_RECORDS,
+    SLOTS_BACKED,
     STATE_READY,
+    W_BACKEND,
     W_STATE,
     WATCHED,
     WORD,
     journal_at,
 )
 from .lease import Lease, Leases
-from .mutex import SLICE_S, Mutex, Thread, Threads
+from .mutex import SLICE_S, Fence, Mutex, Thread, Threads, close_and_open, fence_instead
 from .semaphores import sleep_on
 
 if TYPE_CHECKING:
@@ -101,11 +120,14 @@ GRANTS_A_TRANSACTION = 60
 DOZE_S = 0.5
 PARKS_AT_MOST = PARKS - 1
 _NEXT = REC_NEXT_MASK << REC_NEXT_SHIFT
-_QUEUE = ~(LOCK_READERS | LOCK_WRITER | LOCK_ABANDONED) & ((1 << 64) - 1)
+_COME = LOCK_READ | LOCK_LIGHT  # more readers may come, and hold lightly
+_READERS = LOCK_READERS | LOCK_LIGHT
+_QUEUE = ~(LOCK_READERS | LOCK_WRITER | LOCK_ABANDONED | _COME) & ((1 << 64) - 1)
 _EXCLUDES_READERS = _QUEUE | LOCK_WRITER
 _KINDS = REC_WRITER | REC_DIRTY
 _WRITES = HELD | REC_WRITER
-_UNWRITTEN = ~LOCK_WRITER & ((1 << 64) - 1)
+_UNWRITTEN = ~(LOCK_WRITER | LOCK_READ) & ((1 << 64) - 1)
+_LIGHT_OR_FREE = (HELD_LIGHTLY, FREE)
 _COMPLETE = ~LOCK_ABANDONED & _UNWRITTEN
 _NO_SEMAPHORE = (posix_ipc.Error, OSError, MemoryError)  # posix_ipc makes the last one of ENOMEM
 
@@ -137,8 +159,17 @@ class FileLocks:
         self.nodes_at = store.layout.nodes_at
         self.leases = Leases()
         self.free = self.leases.free
+        self._light_end = 0  # records in front of this word may hold lightly
+        self._second_reader = LOCK_READ | (LOCK_LIGHT if store.w[W_BACKEND] == BACKEND_GENERATION else 0)
+        self._fence: Callable[[], object] = close_and_open
         self._parks = Leases()
         self._semaphores: dict[tuple[int, int], posix_ipc.Semaphore] = {}
+
+    def settle_in(self, slot: int, fence: Fence | None) -> None:
+        """From now on our records are those of this slot."""
+        self._light_end = self.layout.slot_at(slot) + RECORDS_AT + (RECORDS_RESERVED + LIGHT_RECORDS) * RECORD_WORDS
+        if fence is not None:
+            self._fence = fence.call
 
     # ---- records
 
@@ -190,18 +221,34 @@ class FileLocks:
         """
         w = self.w
         at = self.nodes_at + node * NODE_WORDS
-        mutex = self.mutexes[1 + node % INODE_MUTEXES]
         thread = self.threads.thread
         if thread.inside:
             thread = self.threads.enter()
         w[record + R_THREAD] = thread.word
         w[record + R_SINCE] = time.time_ns()
+        mutex = self.mutexes[1 + node % INODE_MUTEXES]
         try:
+            if w[at] & _COME == _COME and not kind and record < self._light_end:
+                w[record] = HELD_LIGHTLY | node << REC_NODE_SHIFT
+                try:
+                    self._fence()
+                except OSError as error:
+                    self._fence = fence_instead(error)
+                if (
+                    w[at] & _COME == _COME
+                    and w[at + N_GENERATION] == generation
+                    and w[NAMESPACE] == namespace
+                    and w[W_STATE] == STATE_READY
+                ):
+                    return True
+                self.unlock(record)
             mutex.acquire(thread, timeout)
             if w[at + N_GENERATION] != generation or w[NAMESPACE] != namespace:
                 mutex.release(thread)
                 return False
             lock = w[at]
+            if kind and lock & LOCK_LIGHT:
+                lock = self.settled(at)
             if lock & (LOCK_BUSY if kind else _EXCLUDES_READERS):
                 mutex.release(thread)
                 taken = False
@@ -213,8 +260,10 @@ class FileLocks:
                 w[entry + 4] = lock
                 w[entry] = 2
                 w[record] = HELD | kind | node << REC_NODE_SHIFT
-                w[at] = lock | LOCK_WRITER if kind else lock + 1
+                w[at] = lock | LOCK_WRITER if kind else lock + 1 | LOCK_READ
                 w[entry] = 0
+                if lock & LOCK_READ and not kind:
+                    w[at] = lock + 1 | self._second_reader
                 mutex.release(thread)
                 taken = True
         except BaseException:
@@ -229,8 +278,15 @@ class FileLocks:
 
     def unlock(self, record: int, *, clears: bool = True) -> None:
         """Give back what the record holds; it is free then. A writer leaves the file complete, unless *clears* is false."""
+        word = self.w[record]
+        at = self.nodes_at + (word >> REC_NODE_SHIFT) * NODE_WORDS
+        if word & REC_IS_LIGHT != HELD_LIGHTLY or not self._leave_lightly(record, at):
+            self._unlock(record, word, clears=clears)
+
+    def _unlock(self, record: int, word: int, *, clears: bool) -> None:
+        """`unlock`, in the mutex of the node that *word*, what the record says or said, is about."""
         w = self.w
-        node = w[record] >> REC_NODE_SHIFT
+        node = word >> REC_NODE_SHIFT
         at = self.nodes_at + node * NODE_WORDS
         mutex = self.mutexes[1 + node % INODE_MUTEXES]
         thread = self.threads.thread
@@ -240,7 +296,10 @@ class FileLocks:
         try:
             mutex.acquire(thread, self.store.patience)
             held, lock = w[record], w[at]
-            if lock & _QUEUE:
+            if held & REC_IS_LIGHT in _LIGHT_OR_FREE:
+                w[record] = FREE
+                posts = self.pump_on(mutex, at)
+            elif lock & _QUEUE:
                 posts = self._remove(mutex, record, clears=clears)
             elif held & REC_WRITER:
                 entry, odd = mutex.journal, w[at + N_SEQ] | 1
@@ -279,6 +338,48 @@ class FileLocks:
             for park in posts:
                 self.post(park)
 
+    # ---- light holds
+
+    def _leave_lightly(self, record: int, at: int) -> bool:
+        """End a light hold of ours. False: somebody wants readers out; whoever waits is to be granted it, in the mutex."""
+        w = self.w
+        if w[at] & _COME != _COME:
+            return False
+        w[record] = FREE
+        try:
+            self._fence()
+        except OSError as error:
+            self._fence = fence_instead(error)
+        return w[at] & _COME == _COME
+
+    def settled(self, at: int) -> int:
+        """A node's lock word, after which no more readers can come who hold lightly; with LOCK_LIGHT there are some yet.
+
+        Before a plan has the word, with no transaction open.
+        """
+        w = self.w
+        lock = w[at]
+        if lock & LOCK_LIGHT:
+            w[at] = lock = lock & ~LOCK_READ
+            try:
+                self._fence()
+            except OSError as error:
+                self._fence = fence_instead(error)
+            if not self._is_held_lightly((at - self.nodes_at) // NODE_WORDS):
+                w[at] = lock = lock & ~LOCK_LIGHT
+        return lock
+
+    def _is_held_lightly(self, node: int) -> bool:
+        w, sought = self.w, HELD_LIGHTLY | node << REC_NODE_SHIFT
+        for slot in range(w[SLOTS_BACKED]):
+            at = self.layout.slot_at(slot)
+            if w[at + S_RECORDS]:
+                first = at + RECORDS_AT + RECORDS_RESERVED * RECORD_WORDS
+                for record in range(first, first + LIGHT_RECORDS * RECORD_WORDS, RECORD_WORDS):
+                    if w[record] == sought:
+                        return True
+        return False
+
     # ---- transactions, inside the node's mutex
 
     def pump(self, plan: Plan, at: int) -> list[int]:
@@ -288,7 +389,7 @@ class FileLocks:
         while (head := lock >> LOCK_HEAD_SHIFT & LOCK_RECORD_MASK) and len(granted) < GRANTS_A_TRANSACTION:
             record = self.layout.record_at(head)
             word = self._queued(plan, record, at)
-            if lock & LOCK_WRITER or (word & REC_WRITER and lock & LOCK_READERS):
+            if lock & LOCK_WRITER or (word & REC_WRITER and lock & _READERS):
                 break
             following = word >> REC_NEXT_SHIFT & REC_NEXT_MASK
             plan[record] = word & ~(_NEXT | REC_STATE) | GRANTED
@@ -306,7 +407,7 @@ class FileLocks:
         if word & REC_STATE == QUEUED:
             lock = self._unlink(plan, record, at)
         elif word & REC_WRITER:
-            lock &= ~LOCK_WRITER
+            lock &= _UNWRITTEN
             if clears:
                 lock &= ~LOCK_ABANDONED
             elif reaped and word & REC_STATE == HELD and word & REC_DIRTY:
@@ -365,6 +466,9 @@ class FileLocks:
     def _remove(self, mutex: Mutex, record: int, *, reaped: bool = False, clears: bool = False) -> list[int]:
         """Free a record and grant what that makes possible; the caller holds the mutex of its node."""
         at = self.nodes_at + (self.w[record] >> REC_NODE_SHIFT) * NODE_WORDS
+        if self.w[record] & REC_IS_LIGHT == HELD_LIGHTLY:
+            self.w[record] = FREE
+            return self.pump_on(mutex, at)
         plan = Plan(self.w)
         self.drop(plan, record, at, reaped=reaped, clears=clears)
         granted = self.pump(plan, at)
@@ -374,6 +478,8 @@ class FileLocks:
     def pump_on(self, mutex: Mutex, at: int) -> list[int]:
         """Grant what can be granted, in as many transactions as it takes."""
         granted: list[int] = []
+        if self.w[at] & LOCK_LIGHT:
+            self.settled(at)
         while more := self.pump(plan := Plan(self.w), at):
             self._commit(mutex, plan, at)
             granted += more
@@ -510,15 +616,21 @@ class FileLocks:
         """
         w, record = self.w, lease.word
         try:
-            if self.threads.thread.inside:  # a section could not be abandoned
-                self.store.mend()
             word = w[record]
+            if word & REC_IS_LIGHT == HELD_LIGHTLY and self._leave_lightly(
+                record, self.nodes_at + (word >> REC_NODE_SHIFT) * NODE_WORDS
+            ):
+                self.free.append(lease)
+                return
+            if self.threads.thread.inside:  # a section could not be abandoned, and what the record says may be part of it
+                self.store.mend()
+                word = w[record]
             if word & REC_STATE:
                 names = self.store.names
                 if word & _WRITES == _WRITES:
                     names.before_unlock(word)
                 try:
-                    self.unlock(record, clears=clears)
+                    self._unlock(record, word, clears=clears)
                 finally:
                     if w[WATCHED]:
                         self.store.publications.announce(word >> REC_NODE_SHIFT)
@@ -542,9 +654,9 @@ class FileLocks:
             self.leases.lose(lease)
 
     def mark_dropped(self, record: int) -> None:
-        """A finaliser's note, or that of a close that failed: what the record holds is to be closed in order."""
+        """A finaliser's note, or that of a close that failed: what a writer's record holds is to be closed in order."""
         word = self.w[record]
-        if word & REC_STATE == HELD:
+        if word & _WRITES == _WRITES:
             self.w[record] = word | REC_DROPPED
 
     def work_off(self) -> None:

@@ -138,7 +138,7 @@ class Sweep:
         for node in self.content.ring(ring) if nodes is None else nodes:
             section.enter(node)
             at = self.at(node)
-            if not self.w[at] & LOCK_BUSY:
+            if not self.store.rw.settled(at) & LOCK_BUSY:
                 freed += 1
                 before = self.content.charged(self.w[at + N_CAPACITY])
                 if self.content.release(section, node):

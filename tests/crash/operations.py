@@ -669,6 +669,12 @@ def watching(case: Case) -> None:
     watch(case.fs)
 
 
+def read_twice(case: Case) -> None:
+    """From now on the file is held lightly by those who read it."""
+    for _ in range(2):
+        case.fs.open("/d/small").close()
+
+
 LONG, LONGER = "n" * 200, "m" * 210  # names that take two nodes
 DEEP = "/" + "/".join(f"level{i}" for i in range(12))
 
@@ -691,6 +697,20 @@ OPERATIONS: dict[str, Operation] = {
     "write-over-large": Operation(write("/large", "wb", SMALL), ("/large",)),
     "write-over-pieces": Operation(write("/large", "wb", SMALL), ("/large",), in_pieces),
     "read": Operation(lambda fs, _: fs.open("/d/small").close()),
+    "read-twice": Operation(lambda fs, _: (fs.open("/d/small").close(), fs.open("/d/small").close())),
+    "read-lightly": Operation(lambda fs, _: fs.open("/d/small").close(), (), read_twice),
+    "read-lightly-and-hand-over": Operation(
+        lambda _fs, _, handle: handle.close(), (), read_twice, ready=held_and_wanted("rb", "writer_waits")
+    ),
+    "write-over-read": Operation(write("/d/small", "r+b", OTHER), ("/d/small",), read_twice),
+    "remove-read": Operation(call("remove", "/d/small"), (), read_twice),
+    "write-bytes-over-read": Operation(call("write_bytes", "/d/small", OTHER), (), read_twice),
+    "write-bytes-over-read-lightly": Operation(
+        lambda fs, _, handle: (fs.write_bytes("/d/small", OTHER), handle.close()),
+        (),
+        read_twice,
+        ready=lambda fs, fault: fs.open("/d/small"),
+    ),
     "truncate-small": Operation(truncate("/d/small", 100), ("/d/small",)),
     "truncate-to-nothing": Operation(truncate("/d/small", 0), ("/d/small",)),
     "truncate-large": Operation(truncate("/large", 300), ("/large",)),

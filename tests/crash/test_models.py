@@ -9,6 +9,7 @@ from .. import figures
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
+import model_light
 import model_mutex
 import model_reads
 import model_rw
@@ -16,7 +17,7 @@ from explorer import Explorer
 
 pytestmark = pytest.mark.crash
 
-MODELS = {"mutex": model_mutex, "rw": model_rw, "reads": model_reads}
+MODELS = {"mutex": model_mutex, "rw": model_rw, "reads": model_reads, "light": model_light}
 CONFIGS = [
     pytest.param(model, name, id=f"{prefix}-{name}", marks=() if name in model.QUICK else pytest.mark.slow)
     for prefix, model in MODELS.items()

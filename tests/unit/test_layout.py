@@ -13,6 +13,8 @@ from dmemfs_shm.store.layout import (
     INODE_MUTEXES,
     LOCK_ABANDONED,
     LOCK_HEAD_SHIFT,
+    LOCK_LIGHT,
+    LOCK_READ,
     LOCK_READERS,
     LOCK_RECORD_MASK,
     LOCK_TAIL_SHIFT,
@@ -92,11 +94,13 @@ def test_fields_of_a_record() -> None:
 
 
 def test_fields_of_a_lock_word() -> None:
-    """Readers, writer, abandoned, head and tail fill a word without overlapping."""
+    """Readers, writer, abandoned, read, light, head and tail fill a word without overlapping."""
     fields = [
         LOCK_READERS,
         LOCK_WRITER,
         LOCK_ABANDONED,
+        LOCK_READ,
+        LOCK_LIGHT,
         LOCK_RECORD_MASK << LOCK_HEAD_SHIFT,
         LOCK_RECORD_MASK << LOCK_TAIL_SHIFT,
     ]

@@ -36,6 +36,7 @@ from dmemfs_shm.store.layout import (
     KIND_SHIFT,
     LOCK_ABANDONED,
     LOCK_HEAD_SHIFT,
+    LOCK_READ,
     LOCK_READERS,
     LOCK_TAIL_SHIFT,
     LOCK_WRITER,
@@ -339,7 +340,7 @@ def check_prefixes(store: Attachment, record: int, act: Callable[[], Any]) -> in
 def test_locking_happens_whole_or_not(store: Attachment, kind: int, shared: bool, no_slices: None) -> None:
     """At once, or beside readers, or granted while it comes to queue."""
     others = [lock(store, NODE)] if shared and not kind else []
-    store.w[word_at(store)] |= LOCK_ABANDONED
+    store.w[word_at(store)] = store.w[word_at(store)] & ~LOCK_READ | LOCK_ABANDONED
     record = lease(store)
     assert check_prefixes(store, record, lambda: store.rw.lock(NODE, 1, 0, record, kind, None)) == 3
     assert state_of(store, record) == HELD and store.w[word_at(store)] & LOCK_ABANDONED
@@ -432,13 +433,15 @@ def test_what_follows_a_giving_back(store: Attachment, monkeypatch: pytest.Monke
     for kind, expected in ((KIND_FILE, []), (KIND_ORPHAN, [NODE])):
         store.w[name] = kind << KIND_SHIFT
         store.rw.give_back(taken(store, READ))
+        store.w[word_at(store)] = 0  # or the next one would hold it lightly
         assert seen == expected and announced == []
     store.w[name], store.w[WATCHED] = KIND_FILE << KIND_SHIFT, 1
     store.rw.give_back(taken(store, READ))
     assert announced == [NODE]
+    store.w[word_at(store)] = 0
     one = taken(store, READ)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(FileLocks, "unlock", interrupt)
+        patch.setattr(FileLocks, "_unlock", interrupt)
         store.rw.give_back(one)
     assert announced == [NODE, NODE]
     store.work_off()
@@ -475,7 +478,7 @@ def test_giving_back_fails_twice(store: Attachment, monkeypatch: pytest.MonkeyPa
         return fail
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(FileLocks, "unlock", failing(KeyboardInterrupt()))
+        patch.setattr(FileLocks, "_unlock", failing(KeyboardInterrupt()))
         patch.setattr(Leases, "lose", failing(MemoryError()))
         store.rw.give_back(one)
     store.work_off()
@@ -491,7 +494,7 @@ def test_giving_back_after_a_section_that_was_not_abandoned(store: Attachment) -
     w[one.word], w[word_at(store)] = FREE, 0
     store.rw.give_back(one)
     assert mutex_findings(store) == [] and store.rw.free == [one]
-    assert state_of(store, one.word) == FREE and w[word_at(store)] == 0
+    assert state_of(store, one.word) == FREE and w[word_at(store)] & LOCK_READERS == 0
 
 
 def test_working_off_a_note(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -499,13 +502,13 @@ def test_working_off_a_note(store: Attachment, monkeypatch: pytest.MonkeyPatch) 
     back."""
     rw = store.rw
     finished: list[tuple[int, bool]] = []
-    real = FileLocks.unlock
+    real = FileLocks._unlock
 
-    def watched_unlock(self: Any, record: int, *, clears: bool) -> None:
+    def watched_unlock(self: Any, record: int, word: int, *, clears: bool) -> None:
         finished.append((record, clears))
-        real(self, record, clears=clears)
+        real(self, record, word, clears=clears)
 
-    monkeypatch.setattr(FileLocks, "unlock", watched_unlock)
+    monkeypatch.setattr(FileLocks, "_unlock", watched_unlock)
 
     def lose(record: int) -> None:
         forget(store, record)
