@@ -30,6 +30,8 @@ from dmemfs_shm.store.layout import (
     LB_INIT,
     LB_MUTEX,
     LB_RECOVER,
+    LIGHT,
+    LIGHT_RECORDS,
     LOCK_BUSY,
     LOCK_HEAD_SHIFT,
     LOCK_LIGHT,
@@ -50,6 +52,9 @@ from dmemfs_shm.store.layout import (
     REC_NODE_SHIFT,
     REC_STATE,
     REC_WRITER,
+    RECORD_WORDS,
+    RECORDS,
+    RECORDS_RESERVED,
     W_BACKEND,
     generation_at,
     journal_at,
@@ -254,6 +259,13 @@ def lock_findings(store: Attachment, *, all_free: bool = True) -> list[str]:
         found += [f"left behind: {hold}" for hold in store.rw.holds()]
         words = {node: store.w[store.layout.node_at(node) + N_LOCK] & LOCK_HELD for node in range(2, NODE_STEP)}
         found += [f"node {node}: lock word {word:#x} at rest" for node, word in words.items() if word]
+    for slot in range(store.layout.slots):
+        if store.participants.has_memory(slot):
+            first = store.layout.record_at(slot * RECORDS + RECORDS_RESERVED)
+            for number in range(LIGHT_RECORDS):
+                node, word = store.w[LIGHT + slot * LIGHT_RECORDS + number], store.w[first + number * RECORD_WORDS]
+                if node and word != HELD_LIGHTLY | node << REC_NODE_SHIFT:
+                    found.append(f"slot {slot} holds node {node} lightly, and record {number} says {word:#x}")
     free = [lease.word for lease in store.rw.free]
     if len(set(free)) != len(free):
         found.append(f"a record is twice in the free list: {sorted(free)}")

@@ -5,16 +5,16 @@ processor (x86: first in, first out, a load sees one's own) and from there into 
 entering or leaving the mutex, waits until the buffer is empty. The mutex is assumed right (model_mutex.py), with its journal:
 who enters after a death finds the last transaction undone if it was not committed. There is one file:
 
-    L       its lock word: readers counted, WRITER, READ, LIGHT    queue   of those who wait; in the mutex
-    gen     its generation                                         rec     of each reader: whether it holds lightly
+    L       its lock word: readers counted, WRITER, MORE, LIGHT    queue   of those who wait; in the mutex
+    gen     its generation                                         rec     of each reader: its word in the table of light holds
 
 and these are what the processes do, once or *loops* times:
 
-    reader    tries to hold lightly if READ and LIGHT stand; else takes the mutex, waits if somebody writes or waits
+    reader    tries to hold lightly if MORE and LIGHT stand; else takes the mutex, waits if somebody writes or waits
     writer    settles; holds, or waits; a *trying* one gives up instead
     remover   settles; makes the node another file's, one that is read again and again, or refuses
 
-Settling: READ cleared, a fence, a look at every record, LIGHT cleared if none holds lightly. Who leaves pumps: grants what
+Settling: MORE cleared, a fence, a look at every record, LIGHT cleared if none holds lightly. Who leaves pumps: grants what
 can be granted from the head of the queue.
 
 What is checked: a writer holds alone, a reader holds only a file that was not removed since; everybody comes to an end without
@@ -44,12 +44,12 @@ class Lock(NamedTuple):
 
     readers: int = 0
     writer: bool = False
-    read: bool = False
+    more: bool = False
     light: bool = False
 
     @property
     def come(self) -> bool:
-        return self.read and self.light
+        return self.more and self.light
 
 
 class Process(NamedTuple):
@@ -80,7 +80,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Light(Model):
-    """programs: what each process does. warm: the file has been read before, so that light holds are to be had."""
+    """programs: what each process does. warm: light holds are to be had from the beginning."""
 
     programs: tuple[str, ...]
     kills: int = 0
@@ -89,7 +89,7 @@ class Light(Model):
     mutant: str = ""
 
     def initial(self) -> State:
-        lock = Lock(read=self.warm, light=self.warm)
+        lock = Lock(more=self.warm, light=self.warm)
         processes = tuple(Process(loops=self.loops) for _ in self.programs)
         return State(lock, FIRST, (False,) * len(self.programs), (), NOBODY, None, processes, self.kills)
 
@@ -235,8 +235,8 @@ class Light(Model):
 
     def _settle(self, s: State, i: int, p: Process) -> Iterator[tuple[str, State]]:
         lock = self._lock(s, i)
-        if self.mutant != "settle_keeps_read":
-            s = self._store(s, i, "L", lock._replace(read=False))
+        if self.mutant != "settle_keeps_more":
+            s = self._store(s, i, "L", lock._replace(more=False))
         yield "close", self._go(s, i, "search" if self.mutant == "settle_no_fence" else "settle2")
 
     def _settle2(self, s: State, i: int, p: Process) -> Iterator[tuple[str, State]]:
@@ -267,18 +267,16 @@ class Light(Model):
             return self._settles(s, i, "decide")
         if lock.writer or s.queue:
             return self._leaves(s._replace(queue=(*s.queue, i)), i, "wait")
-        new = lock._replace(readers=lock.readers + 1, read=True)
+        new = lock._replace(readers=lock.readers + 1)
         if self.mutant == "light_in_transaction":
-            new = new._replace(light=lock.light or lock.read)
-        s = self._store(s._replace(undo=lock), i, "L", new)
-        return self._go(s, i, "counted", then="light" if lock.read else "")
+            new = new._replace(more=True, light=True)
+        return self._go(self._store(s._replace(undo=lock), i, "L", new), i, "counted")
 
     def _counted(self, s: State, i: int, p: Process) -> Iterator[tuple[str, State]]:
-        s = self._go(s._replace(undo=None), i, "lit", counted=True)
-        yield "commit", s if p.then == "light" else self._leaves(s, i, HOLDS)
+        yield "commit", self._go(s._replace(undo=None), i, "lit", counted=True)
 
     def _lit(self, s: State, i: int, p: Process) -> Iterator[tuple[str, State]]:
-        yield "light", self._leaves(self._store(s, i, "L", self._lock(s, i)._replace(light=True)), i, HOLDS)
+        yield "light", self._leaves(self._store(s, i, "L", self._lock(s, i)._replace(more=True, light=True)), i, HOLDS)
 
     def _busy(self, lock: Lock) -> bool:
         return bool(lock.readers or lock.writer or (lock.light and self.mutant != "light_is_free"))
@@ -287,7 +285,7 @@ class Light(Model):
         lock, program = self._lock(s, i), self.programs[i]
         if program == REMOVER:
             if not self._busy(lock) and not s.queue:
-                s = self._store(s._replace(gen=REUSED), i, "L", Lock(read=True, light=True))
+                s = self._store(s._replace(gen=REUSED), i, "L", Lock(more=True, light=True))
             return self._leaves(s, i, "over")
         if not self._busy(lock) and not s.queue:
             return self._leaves(self._go(self._store(s, i, "L", lock._replace(writer=True)), i, "", counted=True), i, HOLDS)
@@ -298,7 +296,7 @@ class Light(Model):
     def _given(self, lock: Lock, i: int) -> Lock:
         """The lock word without this one."""
         return (
-            lock._replace(readers=lock.readers - 1) if self.programs[i] == READER else lock._replace(writer=False, read=False)
+            lock._replace(readers=lock.readers - 1) if self.programs[i] == READER else lock._replace(writer=False, more=False)
         )
 
     def _gives(self, s: State, i: int) -> State:
@@ -372,8 +370,8 @@ MUTANTS: dict[str, Mutant] = {
     "no_fence": _mutant("the reader's record is still in the store buffer when it looks at the lock word", _PAIR),
     "no_check": _mutant("the reader does not look again after it has stored its record", _PAIR),
     "no_generation": _mutant("the reader does not compare the generation", replace(_PAIR, programs=(READER, REMOVER))),
-    "settle_no_fence": _mutant("READ is still in the store buffer when the records are looked at", _PAIR),
-    "settle_keeps_read": _mutant("READ stands while the records are looked at", _PAIR),
+    "settle_no_fence": _mutant("MORE is still in the store buffer when the records are looked at", _PAIR),
+    "settle_keeps_more": _mutant("MORE stands while the records are looked at", _PAIR),
     "light_is_free": _mutant("LIGHT does not make the lock word busy", _PAIR),
     "leave_no_fence": _mutant("the record's end is still in the store buffer when the leaver looks who waits", _PAIR),
     "leave_blind": _mutant("the leaver does not look again who waits", _PAIR),

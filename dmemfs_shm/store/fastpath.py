@@ -49,6 +49,7 @@ from .layout import (
     LOCK_ABANDONED,
     LOCK_BUSY,
     LOCK_LIGHT,
+    LOCK_MORE,
     LOCK_WRITER,
     LOW32,
     N_CAPACITY,
@@ -345,7 +346,7 @@ class FastPath:
         links, mm = w[sibling], self.mm
         # Nobody looks at a free node, and whoever still does finds the sequence odd.
         w[at + N_SEQ] = sequence = w[at + N_SEQ] + 1 | 1
-        w[at] = LOCK_WRITER if record else 0
+        w[at] = LOCK_WRITER | LOCK_MORE if record else self.rw.come
         start = at * WORD + _NODE_AT
         mm[start : start + 96 + len(name)] = (
             _NODE(size, 1 if size else 0, now, now, run, 0, capacity, parent, identity, first, stamp, 0) + name

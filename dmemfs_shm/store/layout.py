@@ -18,7 +18,8 @@ costs 60-90 ns a word for finding the segment, a third of an open. A mapping of 
     3          generation of each mutex                    at creation
     4..36      undo journals, one page a mutex             at creation
     37..44     arena table                                 at creation
-    45..       participant slots, SLOT_WORDS each          page by page, when used
+    45..48     light holds                                 at creation
+    49..       participant slots, SLOT_WORDS each          page by page, when used
     then       name buckets, one word each                 page by page, when used
                page descriptors, two words each            with the arena's pages
                nodes, NODE_WORDS each                      by NODE_STEP nodes
@@ -140,8 +141,12 @@ ARENA_PAGES_LARGEST: Final = (1 << 30) // PAGE
 BACK_PAGES_LEAST: Final = (256 << 10) // PAGE  # memory is added to an arena in steps from this
 BACK_PAGES_MOST: Final = (64 << 20) // PAGE  # to this
 
+# ---- light holds: the nodes that a slot's first records hold lightly; plain, by the slot's tenant, or who reaps it.
+LIGHT: Final = 45 * PAGE_WORDS
+LIGHT_RECORDS: Final = 8  # a cache line a slot
+
 # ---- participants. Only the tenant of a slot stores to it, or who reaps it (records: in transactions of m[k]).
-SLOTS_AT: Final = 45 * PAGE_WORDS
+SLOTS_AT: Final = 49 * PAGE_WORDS
 SLOTS_MAX: Final = 256
 S_EPOCH: Final = 0  # odd: of the tenant; even: the last one is dead. Rises only; under the attach byte
 S_PID: Final = 1
@@ -198,7 +203,7 @@ GRANTED: Final = 2
 HELD: Final = 3
 REC_WRITER: Final = 1 << 2
 REC_DIRTY: Final = 1 << 3  # a writer has changed content: plain store of the owner
-REC_LIGHT: Final = 1 << 3  # a reader holds lightly: FREE <-> HELD by plain stores of the owner, and LOCK_READERS leaves it out
+REC_LIGHT: Final = 1 << 3  # a reader holds lightly: plain stores of the owner, and LOCK_READERS leaves it out
 REC_IS_LIGHT: Final = REC_STATE | REC_WRITER | REC_LIGHT
 HELD_LIGHTLY: Final = HELD | REC_LIGHT  # what a light hold's record says of these bits
 REC_DROPPED: Final = 1 << 4  # a finaliser gave it up: plain store of the owner
@@ -208,17 +213,17 @@ REC_NEXT_SHIFT: Final = 11
 REC_NEXT_MASK: Final = 0x1FFFFF
 REC_NODE_SHIFT: Final = 32
 
-# A lock word: readers 20, writer 1, abandoned 1, read 1, light 1, head 20, tail 20 bits.
+# A lock word: readers 20, writer 1, abandoned 1, more 1, light 1, head 20, tail 20 bits.
 LOCK_READERS: Final = (1 << 20) - 1
 LOCK_WRITER: Final = 1 << 20
 LOCK_ABANDONED: Final = 1 << 21
-LOCK_READ: Final = 1 << 22  # read since it was last held exclusively
-LOCK_LIGHT: Final = 1 << 23  # there may be readers that hold lightly; while LOCK_READ stands too, more may come
+LOCK_MORE: Final = 1 << 22  # with LOCK_LIGHT: more may come; with LOCK_WRITER: he made the file, and leaves both bits
+LOCK_LIGHT: Final = 1 << 23  # there may be readers that hold lightly
+LOCK_COME: Final = LOCK_MORE | LOCK_LIGHT
 LOCK_HEAD_SHIFT: Final = 24
 LOCK_TAIL_SHIFT: Final = 44
 LOCK_RECORD_MASK: Final = 0xFFFFF
-LOCK_BUSY: Final = ~(LOCK_ABANDONED | LOCK_READ) & ((1 << 64) - 1)
-LIGHT_RECORDS: Final = 8  # a slot's first records in use: those that may hold lightly
+LOCK_BUSY: Final = ~(LOCK_ABANDONED | LOCK_MORE) & ((1 << 64) - 1)
 
 PARKS: Final = 32  # parking semaphores a slot; 0 in a record means none
 
@@ -380,6 +385,7 @@ def _check() -> None:
         (GENERATION, PAGE_WORDS),
         (JOURNAL, 33 * PAGE_WORDS),
         (ARENA_TABLE, ARENAS_MAX * ARENA_WORDS),
+        (LIGHT, SLOTS_MAX * LIGHT_RECORDS),
         (SLOTS_AT, SLOT_WORDS),
     ]
     for (start, size), (following, _) in itertools.pairwise(regions):

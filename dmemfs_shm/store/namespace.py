@@ -43,6 +43,7 @@ from .layout import (
     KIND_SHIFT,
     LOCK_ABANDONED,
     LOCK_BUSY,
+    LOCK_MORE,
     LOCK_WRITER,
     LOW32,
     N_CAPACITY,
@@ -315,7 +316,7 @@ class Namespace:
             self.tree.check_limit(section)
             node = self.tree.add(section, KIND_FILE, parent, path.parts[-1])
             at = self.at(node)
-            w[at + N_LOCK] = LOCK_WRITER  # plainly: until the commit nobody has the generation to look at it
+            w[at + N_LOCK] = LOCK_WRITER | LOCK_MORE  # plainly: until the commit nobody has the generation to look at it
             section.plan[record] = HELD | REC_WRITER | REC_DIRTY | node << REC_NODE_SHIFT
             return (node, section.plan[at + N_GENERATION], w[NAMESPACE]), True
 
@@ -508,6 +509,7 @@ class Namespace:
     ) -> int:
         """A complete file with a name that does not stand."""
         new = self.tree.add(section, KIND_FILE, parent, name, size, content)
+        self.w[self.at(new)] = self.store.rw.come  # plainly, as all of it
         self.w[self.at(new) + N_STAMP] = stamp()
         self.give_content(section, new, size, fill, pin)
         return new

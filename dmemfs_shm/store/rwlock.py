@@ -20,16 +20,16 @@ is believed: the token of a parking semaphore, or the record itself for a waiter
 A record's DIRTY bit says that its holder, a writer, changes content: with the lock for wb and xb, by a plain store of
 the holder before the first change for r+b and ab. Reaping a dirty record marks the file abandoned.
 
-*Light holds* spare readers of a file that is read again and again the mutex. While READ and LIGHT stand in the lock word,
-which is while nobody writes, waits, renames or removes, a reader stores its record, HELD and LIGHT, plainly; then comes a
-full fence; then it looks whether both bits still stand and the node is the one that was looked up. If so it holds the file,
-else it takes the record back and goes the way above. It gives its hold back by storing FREE, a fence, and a look at the bits.
-Whoever wants readers out (`settled`, in the mutex) clears READ first; then comes a full fence; then it looks for light
-records of the node. So one of the two sees the other (Dekker's argument), and a reader that ends and finds READ gone looks,
-in the mutex, who waits for it. LIGHT, which is cleared when no light record was found, makes the lock word busy to everybody
-who does not ask. It is stored plainly, after the commit of the second reader in a row that took the mutex: a roll-back never
-takes it away from readers who have seen it. Only a slot's first records may hold lightly, so that there is little to look
-through: eight words a slot, 0.3 us.
+*Light holds* spare readers the mutex. While LIGHT and MORE stand in the lock word, which is while nobody writes, waits,
+renames or removes, a reader stores his record plainly, HELD and LIGHT, and the node in the table of light holds; then comes a
+full fence; then he looks whether both bits still stand and the node is the one that was looked up. If so he holds the file,
+else he takes it all back and goes the way above. He gives his hold back by clearing his word of the table, a fence, and a look
+at the bits. Whoever wants readers out (`settled`, in the mutex) clears MORE first; then comes a full fence; then he searches
+the table for the node. So one of the two sees the other (Dekker's argument), and a reader who ends and finds MORE gone looks,
+in the mutex, who waits for it. LIGHT, which is cleared when nobody was found, makes the lock word busy to everybody who does
+not settle it. Both bits are only ever set plainly, with no transaction open: a roll-back never takes LIGHT away from readers
+who have seen it. They are set where a file is made, and by each reader who had to take the mutex. The table has a cache line
+for each slot: its first records may hold lightly, so that a search is one of a few hundred bytes (0.2 us).
 
 `sequence` makes reads without the lock possible: it goes odd inside the transaction that ends a writer's hold (its undo
 value is the next even one, so that a roll-back never brings an old value back) and even after its commit. A reader that
@@ -40,9 +40,10 @@ read. An odd one found under the mutex is a dead writer's; the next transaction 
 from __future__ import annotations
 
 import contextlib
+import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import posix_ipc
 
@@ -65,12 +66,14 @@ from .layout import (
     INODE_MUTEXES,
     KIND_FILE,
     KIND_SHIFT,
+    LIGHT,
     LIGHT_RECORDS,
     LOCK_ABANDONED,
     LOCK_BUSY,
+    LOCK_COME,
     LOCK_HEAD_SHIFT,
     LOCK_LIGHT,
-    LOCK_READ,
+    LOCK_MORE,
     LOCK_READERS,
     LOCK_RECORD_MASK,
     LOCK_TAIL_SHIFT,
@@ -120,13 +123,14 @@ GRANTS_A_TRANSACTION = 60
 DOZE_S = 0.5
 PARKS_AT_MOST = PARKS - 1
 _NEXT = REC_NEXT_MASK << REC_NEXT_SHIFT
-_COME = LOCK_READ | LOCK_LIGHT  # more readers may come, and hold lightly
 _READERS = LOCK_READERS | LOCK_LIGHT
-_QUEUE = ~(LOCK_READERS | LOCK_WRITER | LOCK_ABANDONED | _COME) & ((1 << 64) - 1)
+_QUEUE = ~(LOCK_READERS | LOCK_WRITER | LOCK_ABANDONED | LOCK_COME) & ((1 << 64) - 1)
 _EXCLUDES_READERS = _QUEUE | LOCK_WRITER
 _KINDS = REC_WRITER | REC_DIRTY
 _WRITES = HELD | REC_WRITER
-_UNWRITTEN = ~(LOCK_WRITER | LOCK_READ) & ((1 << 64) - 1)
+_UNWRITTEN = ~(LOCK_WRITER | LOCK_MORE) & ((1 << 64) - 1)
+_LIGHT_START = LIGHT * WORD
+_bytes_of = struct.Struct("=Q").pack
 _LIGHT_OR_FREE = (HELD_LIGHTLY, FREE)
 _COMPLETE = ~LOCK_ABANDONED & _UNWRITTEN
 _NO_SEMAPHORE = (posix_ipc.Error, OSError, MemoryError)  # posix_ipc makes the last one of ENOMEM
@@ -160,14 +164,18 @@ class FileLocks:
         self.leases = Leases()
         self.free = self.leases.free
         self._light_end = 0  # records in front of this word may hold lightly
-        self._second_reader = LOCK_READ | (LOCK_LIGHT if store.w[W_BACKEND] == BACKEND_GENERATION else 0)
+        self.come = LOCK_COME if store.w[W_BACKEND] == BACKEND_GENERATION else 0  # what a word says while readers may come
+        self._light = 0  # by which record // RECORD_WORDS is the word of its light hold
         self._fence: Callable[[], object] = close_and_open
         self._parks = Leases()
+        self._mm: Any = store.index.mm
         self._semaphores: dict[tuple[int, int], posix_ipc.Semaphore] = {}
 
     def settle_in(self, slot: int, fence: Fence | None) -> None:
         """From now on our records are those of this slot."""
-        self._light_end = self.layout.slot_at(slot) + RECORDS_AT + (RECORDS_RESERVED + LIGHT_RECORDS) * RECORD_WORDS
+        first = self.layout.slot_at(slot) + RECORDS_AT + RECORDS_RESERVED * RECORD_WORDS
+        self._light_end = first + LIGHT_RECORDS * RECORD_WORDS
+        self._light = LIGHT + slot * LIGHT_RECORDS - first // RECORD_WORDS
         if fence is not None:
             self._fence = fence.call
 
@@ -228,14 +236,15 @@ class FileLocks:
         w[record + R_SINCE] = time.time_ns()
         mutex = self.mutexes[1 + node % INODE_MUTEXES]
         try:
-            if w[at] & _COME == _COME and not kind and record < self._light_end:
+            if w[at] & LOCK_COME == LOCK_COME and not kind and record < self._light_end:
                 w[record] = HELD_LIGHTLY | node << REC_NODE_SHIFT
+                w[record // RECORD_WORDS + self._light] = node
                 try:
                     self._fence()
                 except OSError as error:
                     self._fence = fence_instead(error)
                 if (
-                    w[at] & _COME == _COME
+                    w[at] & LOCK_COME == LOCK_COME
                     and w[at + N_GENERATION] == generation
                     and w[NAMESPACE] == namespace
                     and w[W_STATE] == STATE_READY
@@ -260,10 +269,10 @@ class FileLocks:
                 w[entry + 4] = lock
                 w[entry] = 2
                 w[record] = HELD | kind | node << REC_NODE_SHIFT
-                w[at] = lock | LOCK_WRITER if kind else lock + 1 | LOCK_READ
+                w[at] = lock | LOCK_WRITER if kind else lock + 1
                 w[entry] = 0
-                if lock & LOCK_READ and not kind:
-                    w[at] = lock + 1 | self._second_reader
+                if not kind:
+                    w[at] = lock + 1 | self.come
                 mutex.release(thread)
                 taken = True
         except BaseException:
@@ -297,7 +306,7 @@ class FileLocks:
             mutex.acquire(thread, self.store.patience)
             held, lock = w[record], w[at]
             if held & REC_IS_LIGHT in _LIGHT_OR_FREE:
-                w[record] = FREE
+                self._free_light(record)
                 posts = self.pump_on(mutex, at)
             elif lock & _QUEUE:
                 posts = self._remove(mutex, record, clears=clears)
@@ -314,6 +323,8 @@ class FileLocks:
                 w[record] = FREE
                 w[at] = lock & (_COMPLETE if clears else _UNWRITTEN)
                 w[entry] = 0
+                if lock & LOCK_MORE and clears:
+                    w[at] = lock & _COMPLETE | self.come
                 w[at + N_SEQ] = odd + 1
             else:
                 entry = mutex.journal
@@ -343,14 +354,15 @@ class FileLocks:
     def _leave_lightly(self, record: int, at: int) -> bool:
         """End a light hold of ours. False: somebody wants readers out; whoever waits is to be granted it, in the mutex."""
         w = self.w
-        if w[at] & _COME != _COME:
+        if w[at] & LOCK_COME != LOCK_COME:
             return False
-        w[record] = FREE
+        w[record // RECORD_WORDS + self._light] = 0
         try:
             self._fence()
         except OSError as error:
             self._fence = fence_instead(error)
-        return w[at] & _COME == _COME
+        w[record] = FREE
+        return w[at] & LOCK_COME == LOCK_COME
 
     def settled(self, at: int) -> int:
         """A node's lock word, after which no more readers can come who hold lightly; with LOCK_LIGHT there are some yet.
@@ -360,25 +372,28 @@ class FileLocks:
         w = self.w
         lock = w[at]
         if lock & LOCK_LIGHT:
-            w[at] = lock = lock & ~LOCK_READ
+            w[at] = lock = lock & ~LOCK_MORE
             try:
                 self._fence()
             except OSError as error:
                 self._fence = fence_instead(error)
-            if not self._is_held_lightly((at - self.nodes_at) // NODE_WORDS):
+            end = (LIGHT + w[SLOTS_BACKED] * LIGHT_RECORDS) * WORD
+            node = (at - self.nodes_at) // NODE_WORDS
+            if _bytes_of(node) not in self._mm[_LIGHT_START:end] or not self._is_held_lightly(node):
                 w[at] = lock = lock & ~LOCK_LIGHT
         return lock
 
     def _is_held_lightly(self, node: int) -> bool:
-        w, sought = self.w, HELD_LIGHTLY | node << REC_NODE_SHIFT
-        for slot in range(w[SLOTS_BACKED]):
-            at = self.layout.slot_at(slot)
-            if w[at + S_RECORDS]:
-                first = at + RECORDS_AT + RECORDS_RESERVED * RECORD_WORDS
-                for record in range(first, first + LIGHT_RECORDS * RECORD_WORDS, RECORD_WORDS):
-                    if w[record] == sought:
-                        return True
-        return False
+        """Where its bytes were found: they may also be parts of two words."""
+        w = self.w
+        return any(w[word] == node for word in range(LIGHT, LIGHT + w[SLOTS_BACKED] * LIGHT_RECORDS))
+
+    def _free_light(self, record: int) -> None:
+        """End a light hold, or what is left of it; ours, or a dead one's."""
+        slot, number = divmod(self.number(record), RECORDS)
+        if number < RECORDS_RESERVED + LIGHT_RECORDS:
+            self.w[LIGHT + slot * LIGHT_RECORDS + number - RECORDS_RESERVED] = 0
+        self.w[record] = FREE
 
     # ---- transactions, inside the node's mutex
 
@@ -467,7 +482,7 @@ class FileLocks:
         """Free a record and grant what that makes possible; the caller holds the mutex of its node."""
         at = self.nodes_at + (self.w[record] >> REC_NODE_SHIFT) * NODE_WORDS
         if self.w[record] & REC_IS_LIGHT == HELD_LIGHTLY:
-            self.w[record] = FREE
+            self._free_light(record)
             return self.pump_on(mutex, at)
         plan = Plan(self.w)
         self.drop(plan, record, at, reaped=reaped, clears=clears)

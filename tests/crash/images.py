@@ -202,6 +202,8 @@ def resume(name: str, slot: int) -> MemoryFileSystem:
             mutex.settle(slot)
             if store.w[W_BACKEND] != BACKEND_OFD:
                 mutex._open(store.w[generation_at(mutex.number)] & ~1)
+        store.rw.settle_in(slot, None)
+        store.publications.settle(slot)
 
     join, Attachment.join = Attachment.join, sit_down  # type: ignore[method-assign]
     try:

@@ -669,10 +669,10 @@ def watching(case: Case) -> None:
     watch(case.fs)
 
 
-def read_twice(case: Case) -> None:
-    """From now on the file is held lightly by those who read it."""
-    for _ in range(2):
-        case.fs.open("/d/small").close()
+def written_over(case: Case) -> None:
+    """The file is not held lightly by the next one who reads it."""
+    with case.fs.open("/d/small", "wb") as handle:
+        handle.write(SMALL)
 
 
 LONG, LONGER = "n" * 200, "m" * 210  # names that take two nodes
@@ -697,18 +697,18 @@ OPERATIONS: dict[str, Operation] = {
     "write-over-large": Operation(write("/large", "wb", SMALL), ("/large",)),
     "write-over-pieces": Operation(write("/large", "wb", SMALL), ("/large",), in_pieces),
     "read": Operation(lambda fs, _: fs.open("/d/small").close()),
-    "read-twice": Operation(lambda fs, _: (fs.open("/d/small").close(), fs.open("/d/small").close())),
-    "read-lightly": Operation(lambda fs, _: fs.open("/d/small").close(), (), read_twice),
+    "read-written-over": Operation(lambda fs, _: fs.open("/d/small").close(), (), written_over),
+    "read-lightly": Operation(lambda fs, _: fs.open("/d/small").close()),
     "read-lightly-and-hand-over": Operation(
-        lambda _fs, _, handle: handle.close(), (), read_twice, ready=held_and_wanted("rb", "writer_waits")
+        lambda _fs, _, handle: handle.close(), (), ready=held_and_wanted("rb", "writer_waits")
     ),
-    "write-over-read": Operation(write("/d/small", "r+b", OTHER), ("/d/small",), read_twice),
-    "remove-read": Operation(call("remove", "/d/small"), (), read_twice),
-    "write-bytes-over-read": Operation(call("write_bytes", "/d/small", OTHER), (), read_twice),
+    "write-over-read": Operation(write("/d/small", "r+b", OTHER), ("/d/small",)),
+    "remove-read": Operation(call("remove", "/d/small"), ()),
+    "write-bytes-over-read": Operation(call("write_bytes", "/d/small", OTHER), ()),
     "write-bytes-over-read-lightly": Operation(
         lambda fs, _, handle: (fs.write_bytes("/d/small", OTHER), handle.close()),
         (),
-        read_twice,
+        lambda case: None,
         ready=lambda fs, fault: fs.open("/d/small"),
     ),
     "truncate-small": Operation(truncate("/d/small", 100), ("/d/small",)),

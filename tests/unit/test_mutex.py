@@ -763,8 +763,7 @@ def lock_and_unlock(store: Attachment, kind: int, made: list[int]) -> None:
 @pytest.mark.parametrize("kind", [0, REC_WRITER], ids=["shared", "exclusive"])
 def test_interrupted_anywhere(store: Attachment, kind: int) -> None:
     """KeyboardInterrupt anywhere in lock and unlock: no lock is lost or held twice, no gate stays shut."""
-    warm: list[int] = []
-    lock_and_unlock(store, kind, warm)
+    unlock(store, lock(store, NODE, REC_WRITER))  # or a reader would hold it lightly, as in `test_interrupted_lightly`
     count = count_places(lambda: lock_and_unlock(store, kind, []))
     assert count > 20
     for number in range(count):
@@ -777,6 +776,22 @@ def test_interrupted_anywhere(store: Attachment, kind: int) -> None:
         assert not any(each._gate for each in store.mutexes)
         assert not store.threads.thread.inside
         assert store.w[store.mutexes[K].journal] == 0
+    assert sound(store) == []
+
+
+def test_interrupted_lightly(store: Attachment) -> None:
+    """The same, of light holds."""
+    unlock(store, lock(store, NODE))
+    count = count_places(lambda: lock_and_unlock(store, 0, []))
+    assert count >= 10
+    for number in range(count):
+        made: list[int] = []
+        with pytest.raises(KeyboardInterrupt):
+            At(number, interrupt).run(lambda made=made: lock_and_unlock(store, 0, made))
+        for record in made:
+            give_back(store, record)
+        unlock(store, lock(store, NODE, REC_WRITER, 10))
+        unlock(store, lock(store, NODE))
     assert sound(store) == []
 
 

@@ -36,7 +36,6 @@ from dmemfs_shm.store.layout import (
     KIND_SHIFT,
     LOCK_ABANDONED,
     LOCK_HEAD_SHIFT,
-    LOCK_READ,
     LOCK_READERS,
     LOCK_TAIL_SHIFT,
     LOCK_WRITER,
@@ -337,10 +336,13 @@ def check_prefixes(store: Attachment, record: int, act: Callable[[], Any]) -> in
 
 @pytest.mark.parametrize("kind", [READ, WRITE])
 @pytest.mark.parametrize("shared", [False, True])
-def test_locking_happens_whole_or_not(store: Attachment, kind: int, shared: bool, no_slices: None) -> None:
-    """At once, or beside readers, or granted while it comes to queue."""
+def test_locking_happens_whole_or_not(
+    store: Attachment, monkeypatch: pytest.MonkeyPatch, kind: int, shared: bool, no_slices: None
+) -> None:
+    """At once, or beside readers, or granted while it comes to queue. (What says that others may come follows it.)"""
+    monkeypatch.setattr(store.rw, "come", 0)
     others = [lock(store, NODE)] if shared and not kind else []
-    store.w[word_at(store)] = store.w[word_at(store)] & ~LOCK_READ | LOCK_ABANDONED
+    store.w[word_at(store)] |= LOCK_ABANDONED
     record = lease(store)
     assert check_prefixes(store, record, lambda: store.rw.lock(NODE, 1, 0, record, kind, None)) == 3
     assert state_of(store, record) == HELD and store.w[word_at(store)] & LOCK_ABANDONED
@@ -836,7 +838,8 @@ def test_a_try_does_not_wait(store: Attachment, holds: int, kind: int) -> None:
         store.rw.lock(NODE, 1, 0, record, kind, 0.0)
     instrument(store, lambda buffer: buffer.words)
     stored = {word for word, _ in seen.stores}
-    assert record + R_THREAD in stored and record not in stored and word_at(store) not in stored
+    assert record + R_THREAD in stored and record not in stored
+    assert not any(value & rwlock._QUEUE for word, value in seen.stores if word == word_at(store))
     assert not len(store.rw._parks) and not [entry for entry in leftovers(store.uuid.hex) if ".p" in entry]
     give_back(store, record)
     unlock(store, holder)

@@ -436,16 +436,16 @@ def test_a_view_whose_lock_could_not_be_given_back(
     """Nobody gets it: the next operation gives back the lock, and the pin that it had by then."""
     fs.write_bytes("/f", pattern(5000))
     store = fs._store
-    unlock, pinned = store.rw.unlock, []
+    leave, pinned = store.rw._leave_lightly, []
 
-    def failing(record: int, **options: bool) -> None:
+    def failing(record: int, at: int) -> None:
         pinned.append(store.content.has_views())
         if is_unlocked:
-            unlock(record, **options)
+            leave(record, at)
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.rw, "unlock", failing)
+        patch.setattr(store.rw, "_leave_lightly", failing)
         with pytest.raises(error):
             fs.view("/f")
     assert pinned == [True]
