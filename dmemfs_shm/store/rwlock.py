@@ -29,7 +29,7 @@ the table for the node. So one of the two sees the other (Dekker's argument), an
 in the mutex, who waits for it. LIGHT, which is cleared when nobody was found, makes the lock word busy to everybody who does
 not settle it. Both bits are only ever set plainly, with no transaction open: a roll-back never takes LIGHT away from readers
 who have seen it. They are set where a file is made, and by each reader who had to take the mutex. The table has a cache line
-for each slot: its first records may hold lightly, so that a search is one of a few hundred bytes (0.2 us).
+for each slot: its first records may hold lightly, so that it is small. Nearly always it is empty: one comparison.
 
 `sequence` makes reads without the lock possible: it goes odd inside the transaction that ends a writer's hold (its undo
 value is the next even one, so that a roll-back never brings an old value back) and even after its commit. A reader that
@@ -40,7 +40,6 @@ read. An odd one found under the mutex is a dead writer's; the next transaction 
 from __future__ import annotations
 
 import contextlib
-import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -129,8 +128,7 @@ _EXCLUDES_READERS = _QUEUE | LOCK_WRITER
 _KINDS = REC_WRITER | REC_DIRTY
 _WRITES = HELD | REC_WRITER
 _UNWRITTEN = ~(LOCK_WRITER | LOCK_MORE) & ((1 << 64) - 1)
-_LIGHT_START = LIGHT * WORD
-_bytes_of = struct.Struct("=Q").pack
+_LIGHT_START, _LIGHT_BYTES = LIGHT * WORD, LIGHT_RECORDS * WORD
 _LIGHT_OR_FREE = (HELD_LIGHTLY, FREE)
 _COMPLETE = ~LOCK_ABANDONED & _UNWRITTEN
 _NO_SEMAPHORE = (posix_ipc.Error, OSError, MemoryError)  # posix_ipc makes the last one of ENOMEM
@@ -169,6 +167,7 @@ class FileLocks:
         self._fence: Callable[[], object] = close_and_open
         self._parks = Leases()
         self._mm: Any = store.index.mm
+        self._nobody = b""  # the table of light holds as it is when there are none
         self._semaphores: dict[tuple[int, int], posix_ipc.Semaphore] = {}
 
     def settle_in(self, slot: int, fence: Fence | None) -> None:
@@ -377,16 +376,15 @@ class FileLocks:
                 self._fence()
             except OSError as error:
                 self._fence = fence_instead(error)
-            end = (LIGHT + w[SLOTS_BACKED] * LIGHT_RECORDS) * WORD
-            node = (at - self.nodes_at) // NODE_WORDS
-            if _bytes_of(node) not in self._mm[_LIGHT_START:end] or not self._is_held_lightly(node):
+            table = self._mm[_LIGHT_START : _LIGHT_START + w[SLOTS_BACKED] * _LIGHT_BYTES]
+            if table == self._nobody or not self._is_in(table, (at - self.nodes_at) // NODE_WORDS):
                 w[at] = lock = lock & ~LOCK_LIGHT
         return lock
 
-    def _is_held_lightly(self, node: int) -> bool:
-        """Where its bytes were found: they may also be parts of two words."""
-        w = self.w
-        return any(w[word] == node for word in range(LIGHT, LIGHT + w[SLOTS_BACKED] * LIGHT_RECORDS))
+    def _is_in(self, table: bytes, node: int) -> bool:
+        """Whether a node is in a copy of the table of light holds, in which somebody is, or of another size than the last."""
+        self._nobody = bytes(len(table))
+        return node in memoryview(table).cast("Q").tolist()
 
     def _free_light(self, record: int) -> None:
         """End a light hold, or what is left of it; ours, or a dead one's."""
@@ -632,25 +630,9 @@ class FileLocks:
         w, record = self.w, lease.word
         try:
             word = w[record]
-            if word & REC_IS_LIGHT == HELD_LIGHTLY and self._leave_lightly(
-                record, self.nodes_at + (word >> REC_NODE_SHIFT) * NODE_WORDS
-            ):
-                self.free.append(lease)
-                return
-            if self.threads.thread.inside:  # a section could not be abandoned, and what the record says may be part of it
-                self.store.mend()
-                word = w[record]
-            if word & REC_STATE:
-                names = self.store.names
-                if word & _WRITES == _WRITES:
-                    names.before_unlock(word)
-                try:
-                    self._unlock(record, word, clears=clears)
-                finally:
-                    if w[WATCHED]:
-                        self.store.publications.announce(word >> REC_NODE_SHIFT)
-                if w[self.nodes_at + (word >> REC_NODE_SHIFT) * NODE_WORDS + N_NAME] >> KIND_SHIFT & 0xFF != KIND_FILE:
-                    names.after_unlock(word >> REC_NODE_SHIFT)
+            at = self.nodes_at + (word >> REC_NODE_SHIFT) * NODE_WORDS
+            if word & REC_IS_LIGHT != HELD_LIGHTLY or not self._leave_lightly(record, at):
+                self._end(record, word, clears=clears)
         except MFSStoreBusyError:
             self._lose(lease, clears=clears)
         except BaseException:
@@ -660,6 +642,24 @@ class FileLocks:
             raise
         else:
             self.free.append(lease)
+
+    def _end(self, record: int, word: int, *, clears: bool) -> None:
+        """Free the record, which says or said *word*, with all that comes before and after."""
+        w = self.w
+        if self.threads.thread.inside:  # a section could not be abandoned, and what the record says may be part of it
+            self.store.mend()
+            word = w[record]
+        if word & REC_STATE:
+            names, node = self.store.names, word >> REC_NODE_SHIFT
+            if word & _WRITES == _WRITES:
+                names.before_unlock(word)
+            try:
+                self._unlock(record, word, clears=clears)
+            finally:
+                if w[WATCHED]:
+                    self.store.publications.announce(node)
+            if w[self.nodes_at + node * NODE_WORDS + N_NAME] >> KIND_SHIFT & 0xFF != KIND_FILE:
+                names.after_unlock(node)
 
     def _lose(self, lease: Lease, *, clears: bool) -> None:
         try:
