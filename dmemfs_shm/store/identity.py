@@ -121,6 +121,11 @@ class ByteLocks:
             pause = min(2 * pause, 0.01)
         return True
 
+    def wait(self, byte: int) -> None:
+        """Lock the byte, asleep in the kernel for as long as somebody else has it, shared or not."""
+        fcntl.fcntl(self.fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+        self.check()
+
     def unlock(self, byte: int) -> None:
         try:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
