@@ -26,6 +26,7 @@ import functools
 import glob
 import hashlib
 import io
+import os
 import shutil
 import time
 from collections import deque
@@ -50,6 +51,16 @@ if TYPE_CHECKING:
     from ..handle import MemoryFileHandle
 
 _PREFIX = "dshm://"
+
+
+def name_here(store: str) -> str:
+    """What the store of a URL is called in this process: as there, but STORE-a where DMEMFS_SHM_HOST is "a".
+
+    So groups of processes on one machine act as on hosts of their own, under the same URLs. MFSParameterError if the two
+    make no name.
+    """
+    host = os.environ.get("DMEMFS_SHM_HOST")
+    return names.check_name(f"{store}-{host}") if host else store
 
 
 def _split(url: str) -> tuple[str | None, str]:
@@ -143,9 +154,10 @@ class SharedMemoryFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return mfs
 
     def _attach(self) -> MemoryFileSystem:
+        name = name_here(self.store)
         if self._create and self._max_quota is not None:
-            return MemoryFileSystem.create(self.store, self._max_quota, exist_ok=True, default_lock_timeout=self._lock_timeout)
-        return MemoryFileSystem.attach(self.store, default_lock_timeout=self._lock_timeout)
+            return MemoryFileSystem.create(name, self._max_quota, exist_ok=True, default_lock_timeout=self._lock_timeout)
+        return MemoryFileSystem.attach(name, default_lock_timeout=self._lock_timeout)
 
     @property
     def fsid(self) -> str:
