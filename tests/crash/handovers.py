@@ -7,7 +7,7 @@ monotonic clock, are their order, and `judge` follows it: each old value must be
 the queue, the holders and every grant must be what first come, first served makes of them.
 
 That is the order in the words. Beside it each thread notes when it really had a file: from after `open` until before
-`close`. Of these times no writer's may overlap any other's.
+`close`. Of these times no writer's may overlap any other's. (Light holds are no transactions: only this tells of them.)
 
 A process that is killed leaves a transaction that is noted and may have been made or not. What the next one finds tells.
 """
@@ -31,6 +31,7 @@ from dmemfs_shm.store.layout import (
     FREE,
     GRANTED,
     HELD,
+    LOCK_COME,
     LOCK_HEAD_SHIFT,
     LOCK_READERS,
     LOCK_WRITER,
@@ -236,7 +237,7 @@ class Interval(NamedTuple):
     writes: bool
 
 
-_PLAIN = REC_DIRTY | REC_DROPPED  # bits of records that owners store outside of transactions
+_PLAIN = REC_DIRTY | REC_DROPPED  # bits of records that owners store outside of transactions, as is LOCK_COME of lock words
 
 
 class Judge:
@@ -269,7 +270,8 @@ class Judge:
         return False
 
     def _same(self, word: int, one: int, other: int) -> bool:
-        return one == other if word == self.lock_word else one | _PLAIN == other | _PLAIN
+        plain = LOCK_COME if word == self.lock_word else _PLAIN
+        return one | plain == other | plain
 
     def _follow(self, transaction: Transaction) -> None:
         records: list[tuple[int, int, int, bool]] = []

@@ -33,7 +33,7 @@ def one_round(open_and_close: Callable[[int], object], seconds: float) -> dict[s
 
     def body(me: int) -> None:
         mine = taken[me]
-        while time.perf_counter() < stop:
+        while not mine or time.perf_counter() < stop:
             begin = time.perf_counter_ns()
             open_and_close(me)
             mine.append(time.perf_counter_ns() - begin)
