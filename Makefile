@@ -1,4 +1,4 @@
-# `make demo` and `make test` set everything up by themselves: a virtual environment in .venv.
+# Every target sets everything up by itself: a virtual environment in .venv.
 # ARGS goes to the program that is run: make test ARGS="-k quota"
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ READY := .venv/ready
 # The protocol's modules, branch by branch. The two tests left out measure nothing (they run in a child) but take their time.
 PROTOCOL := $(addprefix tests/unit/test_,mutex.py mutex_steps.py journal.py rwlock.py rwlock_steps.py recovery.py)
 
-.PHONY: venv demo test lint fmt coverage mutants crash stress torture bench docs clean
+.PHONY: venv demo demo-distributed test lint fmt coverage mutants crash stress torture bench docs clean
 
 venv: $(READY)
 
@@ -22,6 +22,9 @@ $(READY): pyproject.toml
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py $(ARGS)
+
+demo-distributed: $(READY)
+	$(BIN)/python tools/demo_distributed.py $(ARGS)
 
 test: $(READY)
 	$(BIN)/pytest -n auto --maxprocesses=4 $(ARGS)
@@ -56,7 +59,8 @@ bench: $(READY)
 	$(BIN)/python tools/bench.py --plots docs/images $(ARGS)
 
 docs: $(READY)
-	$(BIN)/pdoc dmemfs_shm dmemfs_shm.aio dmemfs_shm.integrations.fsspec dmemfs_shm.integrations.arrow -o build/reference
+	$(BIN)/pdoc dmemfs_shm dmemfs_shm.aio dmemfs_shm.integrations.fsspec dmemfs_shm.integrations.arrow \
+	    dmemfs_shm.integrations.dask dmemfs_shm.integrations.keeper -o build/reference
 	@echo "build/reference/index.html"
 
 clean:

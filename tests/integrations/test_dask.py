@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import fsspec
@@ -38,7 +42,7 @@ def cluster(stores: Stores) -> Iterator[tuple[SpecCluster, Client, str]]:
     store = stores.name()
     specs = {name: worker(name, host) for name, host in HOSTS.items()}
     scheduler = {"cls": Scheduler, "options": {"port": 0, "dashboard": False}}
-    with config.set({"distributed.scheduler.allowed-failures": 20}):
+    with config.set({"distributed.scheduler.allowed-failures": 20, "distributed.worker.daemon": False}):
         with SpecCluster(workers=specs, scheduler=scheduler, silence_logs=60) as running, Client(running) as client:
             client.wait_for_workers(len(HOSTS), timeout=DEADLINE_S)
             client.register_plugin(HostStore(store, 16 * MIB))
@@ -111,3 +115,59 @@ def test_hosts(cluster: tuple[SpecCluster, Client, str], tmp_path: Any) -> None:
     # Registered again it changes nothing.
     client.register_plugin(HostStore(store, 16 * MIB))
     assert on("a", read, url) == "on a"
+
+
+def pooled(url: str) -> list[str]:
+    """What processes that a task starts read under its URL."""
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        return list(pool.map(read, [url] * 2, timeout=DEADLINE_S))
+
+
+def test_processes_of_a_task(cluster: tuple[SpecCluster, Client, str]) -> None:
+    """They are on the task's host."""
+    _, client, store = cluster
+    url = f"dshm://{store}/staged"
+    for host in "ab":
+        client.submit(write, url, f"on {host}", resources={host: 1}, pure=False).result(DEADLINE_S)
+    for host in "ab":
+        found = client.submit(pooled, url, resources={host: 1}, pure=False).result(DEADLINE_S)
+        assert found == [f"on {host}"] * 2
+
+
+def test_restarted(cluster: tuple[SpecCluster, Client, str]) -> None:
+    """All workers end and others come: they have empty stores, made for them."""
+    _, client, store = cluster
+    url = f"dshm://{store}/staged"
+    client.submit(write, url, "before", resources={"a": 1}, pure=False).result(DEADLINE_S)
+    client.restart(timeout=DEADLINE_S)
+    for host in "ab":
+        assert client.submit(find, f"dshm://{store}/", resources={host: 1}, pure=False).result(DEADLINE_S) == []
+    client.submit(write, url, "after", resources={"a": 1}, pure=False).result(DEADLINE_S)
+    assert client.submit(read, url, resources={"a": 1}, pure=False).result(DEADLINE_S) == "after"
+
+
+CLUSTER = """
+import sys
+from distributed import Client, LocalCluster
+from dmemfs_shm.integrations.dask import HostStore
+
+if __name__ == "__main__":
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        client.register_plugin(HostStore(sys.argv[1], 16 << 20))
+        print("ready", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_everybody_is_killed(stores: Stores, tmp_path: Any) -> None:
+    """Scheduler, nannies, workers and all: the store goes."""
+    store, script = stores.name(), tmp_path / "cluster.py"
+    script.write_text(CLUSTER, encoding="utf-8")
+    command = [sys.executable, str(script), store]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            assert os.path.exists(f"/dev/shm{names.index_name(store)}")
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    until(lambda: not os.path.exists(f"/dev/shm{names.index_name(store)}"), "the store goes with its cluster")

@@ -20,7 +20,11 @@ import dmemfs_shm
 from .conftest import REPOSITORY
 from .test_readme import examples
 
-MODULES = ("dmemfs_shm", "dmemfs_shm.aio", "dmemfs_shm.integrations.fsspec", "dmemfs_shm.integrations.arrow")
+MODULES = (
+    "dmemfs_shm",
+    "dmemfs_shm.aio",
+    *(f"dmemfs_shm.integrations.{name}" for name in ("fsspec", "arrow", "dask", "keeper")),
+)
 
 
 def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
