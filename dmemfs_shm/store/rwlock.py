@@ -29,7 +29,8 @@ the table for the node. So one of the two sees the other (Dekker's argument), an
 in the mutex, who waits for it. LIGHT, which is cleared when nobody was found, makes the lock word busy to everybody who does
 not settle it. Both bits are only ever set plainly, with no transaction open: a roll-back never takes LIGHT away from readers
 who have seen it. They are set where a file is made, and by each reader who had to take the mutex. The table has a cache line
-for each slot: its first records may hold lightly, so that it is small. Nearly always it is empty: one comparison.
+for each slot: its first records may hold lightly, so that it is small. Nearly always it is empty: one comparison. The fence
+is a full one on x86; elsewhere, and with the kernel's locks for mutexes, nobody holds lightly.
 
 `sequence` makes reads without the lock possible: it goes odd inside the transaction that ends a writer's hold (its undo
 value is the next even one, so that a roll-back never brings an old value back) and even after its commit. A reader that
@@ -40,6 +41,7 @@ read. An odd one found under the mutex is a dead writer's; the next transaction 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -162,7 +164,8 @@ class FileLocks:
         self.leases = Leases()
         self.free = self.leases.free
         self._light_end = 0  # records in front of this word may hold lightly
-        self.come = LOCK_COME if store.w[W_BACKEND] == BACKEND_GENERATION else 0  # what a word says while readers may come
+        light = store.w[W_BACKEND] == BACKEND_GENERATION and os.uname().machine == "x86_64"
+        self.come = LOCK_COME if light else 0  # what a lock word says while readers may come who hold lightly
         self._light = 0  # by which record // RECORD_WORDS is the word of its light hold
         self._fence: Callable[[], object] = close_and_open
         self._parks = Leases()
