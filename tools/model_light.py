@@ -226,7 +226,7 @@ class Light(Model):
                 yield "enter", self._gives(s, i)
             else:
                 s = self._store(s, i, str(i), False) if what == "free" else s
-                yield "enter", self._settles(s, i, "pump, " + then)
+                yield "enter", self._settles(s, i, "pump, " + then) if s.queue else self._leaves(s, i, then)
 
     def _settles(self, s: State, i: int, then: str) -> State:
         if not self._lock(s, i).light:

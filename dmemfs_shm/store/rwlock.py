@@ -369,7 +369,7 @@ class FileLocks:
     def settled(self, at: int) -> int:
         """A node's lock word, after which no more readers can come who hold lightly; with LOCK_LIGHT there are some yet.
 
-        Before a plan has the word, with no transaction open.
+        Before a plan has the word, with no transaction open, of a node that is in use and stays so: in its mutex, or detached.
         """
         w = self.w
         lock = w[at]
@@ -492,9 +492,13 @@ class FileLocks:
         return granted + self.pump_on(mutex, at)
 
     def pump_on(self, mutex: Mutex, at: int) -> list[int]:
-        """Grant what can be granted, in as many transactions as it takes."""
+        """Grant what can be granted, in as many transactions as it takes.
+
+        Without a queue the lock word is not touched: a reader who comes late may be here for a node that is free by now, and
+        whoever makes a file of it stores its lock word in m[0] alone.
+        """
         granted: list[int] = []
-        if self.w[at] & LOCK_LIGHT:
+        if self.w[at] & _QUEUE and self.w[at] & LOCK_LIGHT:
             self.settled(at)
         while more := self.pump(plan := Plan(self.w), at):
             self._commit(mutex, plan, at)
@@ -774,7 +778,7 @@ class _Request:
 
     def _try(self, granted: list[int]) -> None:
         granted += self.locks.pump_on(self.mutex, self.at)
-        lock = self.w[self.at]
+        lock = self.locks.settled(self.at) if self.kind else self.w[self.at]
         if not lock & (LOCK_BUSY if self.kind else _EXCLUDES_READERS):
             plan = Plan(self.w)
             plan[self.record] = HELD | self.kind | self.node << REC_NODE_SHIFT
