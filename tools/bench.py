@@ -35,7 +35,7 @@ FIGURES = dict(
     zip(figures.FIGURES, (figures.stores, figures.imports, figures.claims, figures.wakes, figures.idleness), strict=True)
 )
 OTHERS = (workers.CYCLE, threads.THREADS, kills.KILLS, scale.SCALE, primitives.PRIMITIVES, primitives.BYTECODES)
-NAMES = [*(workload.operation for workload in small.WORKLOADS), *LARGE, *FIGURES, *OTHERS]
+NAMES = [*(workload.name for workload in small.WORKLOADS), *LARGE, *FIGURES, *OTHERS]
 
 
 def measure(names: Sequence[str], plan: Plan) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def measure(names: Sequence[str], plan: Plan) -> dict[str, Any]:
     singles: list[dict[str, Any]] = []
     checks: list[Check] = []
     with tempfile.TemporaryDirectory(prefix=f"bench-{here['pid']}-", dir=SHM) as folder:
-        operations = [workload for workload in small.WORKLOADS if workload.operation in names]
+        operations = [workload for workload in small.WORKLOADS if workload.name in names]
         if operations:
             with backends(folder) as among:
                 for workload in operations:

@@ -35,7 +35,7 @@ def is_spread(values):
 
 
 def test_small_operations(capsys):
-    names = [workload.operation for workload in small.WORKLOADS]
+    names = [workload.name for workload in small.WORKLOADS]
     report = report_of(capsys, *names)
     assert set(report) == {"schema", "machine", "seconds", "missing", "workloads", "figures", "checks"}
     assert report["schema"] == 2

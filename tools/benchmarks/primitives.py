@@ -104,8 +104,11 @@ def bytecodes() -> dict[str, dict[str, int]]:
         fs.write_bytes("/f", PAGE)
         operations: dict[str, tuple[Callable[[str], object], str]] = {
             "create": (write, "/new"),
+            "overwrite, the first time": (write, "/new"),
             "overwrite": (write, "/new"),
+            "read, the first time": (read, "/new"),
             "read": (read, "/new"),
+            "write_bytes, the first time": (lambda path: fs.write_bytes(path, PAGE), "/new"),
             "write_bytes": (lambda path: fs.write_bytes(path, PAGE), "/new"),
             "read_bytes": (fs.read_bytes, "/new"),
             "stat": (fs.stat, "/new"),

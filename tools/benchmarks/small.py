@@ -15,19 +15,25 @@ from .timing import PAGE, Check, Plan, Sample, checks_of, compared, each, in_rou
 class Workload(NamedTuple):
     """What is timed: *operation* on each of *files* files, or on their folder. before, after: on each file, untimed."""
 
-    operation: str
+    name: str
     what: str
     files: int = 50
     repeat: int = 1
     on_folder: bool = False
     before: str = ""
     after: str = ""
+    does: str = ""  # the operation, if it is not called as the workload is
+
+    @property
+    def operation(self) -> str:
+        return self.does or self.name
 
 
 WORKLOADS = [
     Workload("create", "create, write 4 KiB, close", after="remove"),
     Workload("overwrite", 'open "wb", write 4 KiB, close'),
     Workload("read", "open, read 4 KiB, close"),
+    Workload("read-changed", "the same, of a file that was just written over", before="overwrite", does="read"),
     Workload("write_bytes", "overwrite in one call; where there is none, open, write, close"),
     Workload("read_bytes", "read in one call; where there is none, open, read, close"),
     Workload("stat", "size and times", repeat=10),
@@ -64,7 +70,7 @@ def small(workload: Workload, among: list[Backend], plan: Plan) -> dict[str, Any
     """A workload on many small files."""
     able = [backend for backend in among if workload.operation in backend.operations]
     paths = {backend.name: [backend.path(number) for number in range(workload.files)] for backend in able}
-    stand = not workload.before and not workload.after
+    stand = workload.before != "create" and not workload.after
 
     def batch(backend: Backend) -> Sample:
         do, mine = backend.operations, paths[backend.name]
@@ -84,7 +90,7 @@ def small(workload: Workload, among: list[Backend], plan: Plan) -> dict[str, Any
     for backend in able:
         if stand:
             each(backend.operations["remove"], paths[backend.name])
-    return compared(workload.operation, workload.what, samples, workload.repeat * (1 if workload.on_folder else workload.files))
+    return compared(workload.name, workload.what, samples, workload.repeat * (1 if workload.on_folder else workload.files))
 
 
 def checks(results: list[dict[str, Any]]) -> list[Check]:
