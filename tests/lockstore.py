@@ -39,6 +39,7 @@ from dmemfs_shm.store.layout import (
     LOCK_RECORD_MASK,
     LOCK_TAIL_SHIFT,
     LOCK_WRITER,
+    LOW32,
     MUTEXES,
     N_CREATED,
     N_GENERATION,
@@ -264,8 +265,8 @@ def lock_findings(store: Attachment, *, all_free: bool = True) -> list[str]:
             first = store.layout.record_at(slot * RECORDS + RECORDS_RESERVED)
             for number in range(LIGHT_RECORDS):
                 node, word = store.w[LIGHT + slot * LIGHT_RECORDS + number], store.w[first + number * RECORD_WORDS]
-                if node and word != HELD_LIGHTLY | node << REC_NODE_SHIFT:
-                    found.append(f"slot {slot} holds node {node} lightly, and record {number} says {word:#x}")
+                if node and word != HELD_LIGHTLY | (node & LOW32) << REC_NODE_SHIFT:
+                    found.append(f"slot {slot} holds node {node & LOW32} lightly, and record {number} says {word:#x}")
     free = [lease.word for lease in store.rw.free]
     if len(set(free)) != len(free):
         found.append(f"a record is twice in the free list: {sorted(free)}")

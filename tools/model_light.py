@@ -70,7 +70,7 @@ class State(NamedTuple):
 
     lock: Lock
     gen: int
-    rec: tuple[bool, ...]
+    rec: tuple[int, ...]
     queue: tuple[int, ...]
     mutex: int
     undo: Lock | None
@@ -91,7 +91,7 @@ class Light(Model):
     def initial(self) -> State:
         lock = Lock(more=self.warm, light=self.warm)
         processes = tuple(Process(loops=self.loops) for _ in self.programs)
-        return State(lock, FIRST, (False,) * len(self.programs), (), NOBODY, None, processes, self.kills)
+        return State(lock, FIRST, (0,) * len(self.programs), (), NOBODY, None, processes, self.kills)
 
     # ---- the explorer's questions
 
@@ -129,7 +129,7 @@ class Light(Model):
         s = s._replace(processes=put(s.processes, i, p._replace(buffer=rest)))
         if word == "L":
             return s._replace(lock=value)
-        return s._replace(rec=put(s.rec, int(word), bool(value)))
+        return s._replace(rec=put(s.rec, int(word), int(value)))
 
     def _store(self, s: State, i: int, word: str, value: object) -> State:
         p = s.processes[i]
@@ -159,7 +159,7 @@ class Light(Model):
             s = s._replace(lock=s.undo, undo=None)
         for i, p in enumerate(s.processes):
             if p.at == KILLED:
-                s = s._replace(rec=put(s.rec, i, False), queue=tuple(j for j in s.queue if j != i))
+                s = s._replace(rec=put(s.rec, i, 0), queue=tuple(j for j in s.queue if j != i))
                 if p.counted:
                     s = self._go(s._replace(lock=self._given(s.lock, i)), i, KILLED, counted=False)
         return s
@@ -179,7 +179,7 @@ class Light(Model):
 
     def _say(self, s: State, i: int, p: Process) -> Iterator[tuple[str, State]]:
         at = {"no_fence": "check", "no_check": HOLDS}.get(self.mutant, "fence")
-        yield "say", self._go(self._store(s, i, str(i), True), i, at, lightly=True)
+        yield "say", self._go(self._store(s, i, str(i), FIRST), i, at, lightly=True)
 
     def _fence(self, s: State, i: int, p: Process) -> Iterator[tuple[str, State]]:
         if not p.buffer:
@@ -187,12 +187,12 @@ class Light(Model):
 
     def _check(self, s: State, i: int, p: Process) -> Iterator[tuple[str, State]]:
         if not self._lock(s, i).come:
-            yield "late", self._go(s, i, "leave", then="again")
+            yield "late", self._go(s, i, "enter", then="ask")
         else:
             yield "may", self._go(s, i, HOLDS if self.mutant == "no_generation" else "same")
 
     def _same(self, s: State, i: int, p: Process) -> Iterator[tuple[str, State]]:
-        yield "same", self._go(s, i, HOLDS) if s.gen == FIRST else self._go(s, i, "leave", then="again")
+        yield "same", self._go(s, i, HOLDS) if s.gen == FIRST else self._go(s, i, "enter", then="ask")
 
     def _holds(self, s: State, i: int, p: Process) -> Iterator[tuple[str, State]]:
         yield "end", self._go(s, i, "leave", then="over") if p.lightly else self._go(s, i, "enter", then="give")
@@ -200,7 +200,7 @@ class Light(Model):
     def _leave(self, s: State, i: int, p: Process) -> Iterator[tuple[str, State]]:
         if self._lock(s, i).come:
             at = "left" if self.mutant == "leave_no_fence" else "leave2"
-            yield "unsay", self._go(self._store(s, i, str(i), False), i, at)
+            yield "unsay", self._go(self._store(s, i, str(i), 0), i, at)
         else:
             yield "wanted", self._go(s, i, "enter", then="free, " + p.then)
 
@@ -225,7 +225,7 @@ class Light(Model):
             elif what == "give":
                 yield "enter", self._gives(s, i)
             else:
-                s = self._store(s, i, str(i), False) if what == "free" else s
+                s = self._store(s, i, str(i), 0) if what == "free" else s
                 yield "enter", self._settles(s, i, "pump, " + then) if s.queue else self._leaves(s, i, then)
 
     def _settles(self, s: State, i: int, then: str) -> State:
@@ -247,7 +247,7 @@ class Light(Model):
         if p.looked == len(self.programs):
             lock = self._lock(s, i)._replace(light=False)
             yield "none", self._go(self._store(s, i, "L", lock), i, "settled")
-        elif s.rec[p.looked] and not (p.looked == i and p.buffer):
+        elif s.rec[p.looked] == s.gen and not (p.looked == i and p.buffer):
             yield "one", self._go(s, i, "settled")
         else:
             yield "not", self._go(s, i, "search", looked=p.looked + 1)
@@ -260,7 +260,11 @@ class Light(Model):
             yield "decide", self._decides(s, i)
 
     def _asks(self, s: State, i: int) -> State:
-        lock = self._lock(s, i)
+        lock, lightly = self._lock(s, i), s.processes[i].lightly
+        if lightly and s.gen == FIRST and lock.light:
+            return self._leaves(s, i, HOLDS)
+        if lightly:
+            s = self._go(self._store(s, i, str(i), 0), i, "", lightly=False)
         if s.gen != FIRST:
             return self._leaves(s, i, "over")
         if self.programs[i] != READER:
@@ -327,8 +331,6 @@ class Light(Model):
         p = s.processes[i]
         if then == "over":
             return self._go(s, i, "start" if p.loops > 1 else OVER, then="", loops=p.loops - 1, lightly=False, looked=0)
-        if then == "again":
-            return self._go(s, i, "enter", then="ask", lightly=False, looked=0)
         return self._go(s, i, then, then="", looked=0)
 
     # Waiting.

@@ -141,7 +141,7 @@ ARENA_PAGES_LARGEST: Final = (1 << 30) // PAGE
 BACK_PAGES_LEAST: Final = (256 << 10) // PAGE  # memory is added to an arena in steps from this
 BACK_PAGES_MOST: Final = (64 << 20) // PAGE  # to this
 
-# ---- light holds: the nodes that a slot's first records hold lightly; plain, by the slot's tenant, or who reaps it.
+# ---- light holds: generation 32, node 32 bits of what a slot's first records hold; plain, by its tenant, or who reaps it.
 LIGHT: Final = 45 * PAGE_WORDS
 LIGHT_RECORDS: Final = 8  # a cache line a slot
 

@@ -287,7 +287,7 @@ class Namespace:
                 break
             for record in self.store.rw.records(slot):
                 word = w[record]
-                if word & REC_STATE:
+                if word & REC_STATE and self.store.rw.is_standing(record):
                     yield word >> REC_NODE_SHIFT
 
     def _is_beneath(self, node: int, directory: int) -> bool:

@@ -21,16 +21,19 @@ A record's DIRTY bit says that its holder, a writer, changes content: with the l
 the holder before the first change for r+b and ab. Reaping a dirty record marks the file abandoned.
 
 *Light holds* spare readers the mutex. While LIGHT and MORE stand in the lock word, which is while nobody writes, waits,
-renames or removes, a reader stores his record plainly, HELD and LIGHT, and the node in the table of light holds; then comes a
-full fence; then he looks whether both bits still stand and the node is the one that was looked up. If so he holds the file,
-else he takes it all back and goes the way above. He gives his hold back by clearing his word of the table, a fence, and a look
-at the bits. Whoever wants readers out (`settled`, in the mutex) clears MORE first; then comes a full fence; then he searches
-the table for the node. So one of the two sees the other (Dekker's argument), and a reader who ends and finds MORE gone looks,
-in the mutex, who waits for it. LIGHT, which is cleared when nobody was found, makes the lock word busy to everybody who does
-not settle it. Both bits are only ever set plainly, with no transaction open: a roll-back never takes LIGHT away from readers
-who have seen it. They are set where a file is made, and by each reader who had to take the mutex. The table has a cache line
-for each slot: its first records may hold lightly, so that it is small. Nearly always it is empty: one comparison. The fence
-is a full one on x86; elsewhere, and with the kernel's locks for mutexes, nobody holds lightly.
+renames or removes, a reader stores his record plainly, HELD and LIGHT, and the node with its generation in the table of
+light holds; then comes a full fence; then he looks whether both bits still stand and the node is the one that was looked up.
+If so he holds the file. Else he looks again in the mutex: if LIGHT stands, somebody may have seen him, and he holds it
+lightly; if not, he takes it back and goes the way above. (Who refuses or waits because of a reader must be right.) He gives
+his hold back by clearing his word of the table, a fence, and a look at the bits.
+
+Whoever wants readers out (`settled`, in the mutex) clears MORE first; then comes a full fence; then he searches the table for
+the node and its generation. So one of the two sees the other (Dekker's argument), and a reader who ends and finds MORE gone
+looks, in the mutex, who waits for it. LIGHT, which is cleared when nobody was found, makes the lock word busy to everybody
+who does not settle it. Both bits are only ever set plainly, with no transaction open: a roll-back never takes LIGHT away
+from readers who have seen it. They are set where a file is made, and by each reader who had to take the mutex. The table has
+a cache line for each slot: its first records may hold lightly, so that it is small. Nearly always it is empty: one comparison.
+The fence is a full one on x86; elsewhere, and with the kernel's locks for mutexes, nobody holds lightly.
 
 `sequence` makes reads without the lock possible: it goes odd inside the transaction that ends a writer's hold (its undo
 value is the next even one, so that a roll-back never brings an old value back) and even after its commit. A reader that
@@ -79,6 +82,7 @@ from .layout import (
     LOCK_RECORD_MASK,
     LOCK_TAIL_SHIFT,
     LOCK_WRITER,
+    LOW32,
     N_GENERATION,
     N_NAME,
     N_SEQ,
@@ -227,7 +231,8 @@ class FileLocks:
         False: the node has another generation, or the namespace changed, since they were looked up; look up again. Or,
         unless it *waits*, the lock was not to be had at once.
         MFSLockTimeoutError: not within *timeout* seconds. MFSDeadlockError: the calling thread is in its own way.
-        In these cases the record is free. Any other exception may leave it in use: `give_back` mends that.
+        After these two the record is free; after any other exception `give_back` is to mend it. After False it may hold the
+        node lightly until it is used again or given back, so that whoever has seen that was right.
         """
         w = self.w
         at = self.nodes_at + node * NODE_WORDS
@@ -240,7 +245,7 @@ class FileLocks:
         try:
             if w[at] & LOCK_COME == LOCK_COME and not kind and record < self._light_end:
                 w[record] = HELD_LIGHTLY | node << REC_NODE_SHIFT
-                w[record // RECORD_WORDS + self._light] = node
+                w[record // RECORD_WORDS + self._light] = (generation & LOW32) << 32 | node
                 try:
                     self._fence()
                 except OSError as error:
@@ -252,14 +257,24 @@ class FileLocks:
                     and w[W_STATE] == STATE_READY
                 ):
                     return True
-                self.unlock(record)
             mutex.acquire(thread, timeout)
-            if w[at + N_GENERATION] != generation or w[NAMESPACE] != namespace:
+            if w[at + N_GENERATION] != generation:
+                if not kind and w[record]:
+                    self._free_light(record)
+                mutex.release(thread)
+                return False
+            if w[NAMESPACE] != namespace:
                 mutex.release(thread)
                 return False
             lock = w[at]
-            if kind and lock & LOCK_LIGHT:
-                lock = self.settled(at)
+            if kind:
+                if lock & LOCK_LIGHT:
+                    lock = self.settled(at)
+            elif w[record]:  # whoever wants readers out may have seen us
+                if lock & LOCK_LIGHT:
+                    mutex.release(thread)
+                    return True
+                self._free_light(record)
             if lock & (LOCK_BUSY if kind else _EXCLUDES_READERS):
                 mutex.release(thread)
                 taken = False
@@ -380,20 +395,34 @@ class FileLocks:
             except OSError as error:
                 self._fence = fence_instead(error)
             table = self._mm[_LIGHT_START : _LIGHT_START + w[SLOTS_BACKED] * _LIGHT_BYTES]
-            if table == self._nobody or not self._is_in(table, (at - self.nodes_at) // NODE_WORDS):
+            if table == self._nobody or not self._is_in(table, at):
                 w[at] = lock = lock & ~LOCK_LIGHT
         return lock
 
-    def _is_in(self, table: bytes, node: int) -> bool:
+    def _is_in(self, table: bytes, at: int) -> bool:
         """Whether a node is in a copy of the table of light holds, in which somebody is, or of another size than the last."""
         self._nobody = bytes(len(table))
-        return node in memoryview(table).cast("Q").tolist()
+        return self._as_held(at) in memoryview(table).cast("Q").tolist()
+
+    def _as_held(self, at: int) -> int:
+        """What the table of light holds says of a node that is held, also of one that became an orphan since (even)."""
+        return ((self.w[at + N_GENERATION] - 1 | 1) & LOW32) << 32 | (at - self.nodes_at) // NODE_WORDS
+
+    def is_standing(self, record: int) -> bool:
+        """Whether a record that is not free is about the node that there is; a light one may be about one that was."""
+        word = self.w[record]
+        if word & REC_IS_LIGHT != HELD_LIGHTLY:
+            return True
+        return self.w[self._light_word(record)] == self._as_held(self.nodes_at + (word >> REC_NODE_SHIFT) * NODE_WORDS)
+
+    def _light_word(self, record: int) -> int:
+        slot, number = divmod(self.number(record), RECORDS)
+        return LIGHT + slot * LIGHT_RECORDS + number - RECORDS_RESERVED
 
     def _free_light(self, record: int) -> None:
         """End a light hold, or what is left of it; ours, or a dead one's."""
-        slot, number = divmod(self.number(record), RECORDS)
-        if number < RECORDS_RESERVED + LIGHT_RECORDS:
-            self.w[LIGHT + slot * LIGHT_RECORDS + number - RECORDS_RESERVED] = 0
+        if self.number(record) % RECORDS < RECORDS_RESERVED + LIGHT_RECORDS:
+            self.w[self._light_word(record)] = 0
         self.w[record] = FREE
 
     # ---- transactions, inside the node's mutex

@@ -12,7 +12,7 @@ import dmemfs_shm
 
 from .conftest import Program
 
-README = str(importlib.metadata.metadata("D-MemFS").get_payload())
+README = str(importlib.metadata.distribution("D-MemFS").read_text("METADATA"))
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 

@@ -220,11 +220,43 @@ def test_a_dead_reader_in_front_of_a_waiter(store: Attachment) -> None:
 
 
 def test_a_writer_comes_while_a_reader_takes_it(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader has stored its record and has not looked again: he sees it. It finds out, and is counted."""
+    """The reader has stored its record and has not looked again: he sees it, and is refused; so it must have it."""
     refused = once(store, monkeypatch, lambda: in_thread(_refused, store))
     record = lock(store, NODE)
-    assert refused == [True] and not is_light(store, record) and word(store) & LOCK_READERS == 1
+    assert refused == [True] and is_light(store, record) and word(store) & LOCK_COME == LOCK_LIGHT
     unlock(store, record)
+    assert word(store) & LOCK_READERS == 0 and not _refused(store)
+
+
+def test_a_writer_comes_before_a_reader_says_so(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader has looked, and stores its record when the writer has it: it is not believed, and waits."""
+    record, writers = lease(store), []
+    words = Watched(store.w, record, lambda: writers.append(Actor(store, WRITE)))
+    with monkeypatch.context() as patch:
+        patch.setattr(store.rw, "w", words)
+        with pytest.raises(MFSLockTimeoutError):
+            store.rw.lock(NODE, GENERATION_OF_NODES, store.w[NAMESPACE], record, READ, 0.0)
+    assert state_of(store, record) == FREE
+    give_back(store, record)
+    writers[0].end()
+
+
+def test_a_reader_of_what_was_there_before(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file went, and another one has its node: who wants that one is not held up."""
+    at = store.layout.node_at(NODE) + N_GENERATION
+
+    def other_file() -> None:
+        store.w[at] += 2
+        record = lease(store)
+        assert store.rw.lock(NODE, GENERATION_OF_NODES + 2, store.w[NAMESPACE], record, WRITE, 0.0)
+        unlock(store, record)
+
+    once(store, monkeypatch, lambda: in_thread(other_file))
+    record = lease(store)
+    assert not store.rw.lock(NODE, GENERATION_OF_NODES, store.w[NAMESPACE], record, READ, None)
+    assert state_of(store, record) == FREE
+    store.w[at] -= 2
+    give_back(store, record)
 
 
 def _refused(store: Attachment) -> bool:
@@ -313,7 +345,7 @@ def test_the_node_of_another_file_by_now(store: Attachment, monkeypatch: pytest.
 
 @pytest.mark.parametrize("what", ["generation", "namespace"])
 def test_another_file_by_now(store: Attachment, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """It is looked up again; nothing is left behind."""
+    """It is looked up again."""
     at = store.layout.node_at(NODE) + N_GENERATION if what == "generation" else NAMESPACE
     before = store.w[at]
 
@@ -323,9 +355,10 @@ def test_another_file_by_now(store: Attachment, monkeypatch: pytest.MonkeyPatch,
     once(store, monkeypatch, change)
     record = lease(store)
     assert not store.rw.lock(NODE, GENERATION_OF_NODES, store.w[NAMESPACE], record, READ, None)
-    assert state_of(store, record) == FREE
+    assert state_of(store, record) == (FREE if what == "generation" else HELD)  # whoever renames may have seen it
     store.w[at] = before
     give_back(store, record)
+    assert state_of(store, record) == FREE
 
 
 def test_a_store_that_is_gone(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
