@@ -356,7 +356,7 @@ CONFIGS: dict[str, Model] = {
     "writerremover": Light((READER, WRITER, REMOVER), loops=2),
     "kill2": Light((READER, WRITER), kills=1, loops=2),
     "kill3": Light((READER, READER, WRITER), kills=2),
-    "kill3cold": Light((READER, READER, WRITER), kills=1, loops=2, warm=False),
+    "kill3cold": Light((READER, READER, WRITER), kills=1, warm=False),
     "kill3remover": Light((READER, WRITER, REMOVER), kills=2, loops=2),
     "kill4": Light((READER, READER, WRITER, WRITER), kills=1),
 }
@@ -379,7 +379,7 @@ MUTANTS: dict[str, Mutant] = {
     "leave_blind": _mutant("the leaver does not look again who waits", _PAIR),
     "light_in_transaction": _mutant(
         "LIGHT comes with the transaction, and goes with its undoing",
-        Light((READER, READER, WRITER), kills=1, loops=2, warm=False),
+        Light((READER, READER, WRITER), kills=1, warm=False),
     ),
 }
 

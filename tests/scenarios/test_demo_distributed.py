@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from .conftest import Program
 
 
+@pytest.mark.crash
+@pytest.mark.slow
 def test_two_hosts(program: Program, tmp_path: Path) -> None:
     plot = tmp_path / "new" / "plot.svg"
     done = program("tools/demo_distributed.py", "--rows", 20_000, "--parts", 12, "--seed", 3, "--timeout", 90, "--plot", plot)

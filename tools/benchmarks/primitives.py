@@ -13,6 +13,7 @@ from typing import Any
 
 from dmemfs_shm import MemoryFileSystem
 from dmemfs_shm.handle import MemoryFileHandle
+from dmemfs_shm.store.layout import REC_WRITER
 
 from .timing import MIB, PAGE, without_gc
 
@@ -56,6 +57,7 @@ def primitives() -> dict[str, float]:
             "g": generation,
             "ns": namespace,
             "r": lease.word,
+            "writer": REC_WRITER,
             "Handle": MemoryFileHandle,
             "store": store,
             "time_ns": time.time_ns,
@@ -72,7 +74,8 @@ def primitives() -> dict[str, float]:
             "token of a mutex, taken and given": "take(False); give()",
             "fence": "fence()",
             "mutex, entered and left": "m.acquire(t, None); m.release(t)",
-            "lock, taken and given back": "rw.lock(n, g, ns, r, 0, None); rw.unlock(r)",
+            "lock, exclusive, taken and given back": "rw.lock(n, g, ns, r, writer, None); rw.unlock(r)",
+            "lock, shared, lightly": "rw.lock(n, g, ns, r, 0, None); rw.unlock(r)",
             "handle, made": "Handle(fs, store, n, [], '/f', 'rb')",
         }
         found = {what: nanoseconds(line, names) for what, line in lines.items()}
