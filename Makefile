@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 # The protocol's modules, branch by branch. The two tests left out measure nothing (they run in a child) but take their time.
-PROTOCOL := $(addprefix tests/unit/test_,mutex.py mutex_steps.py journal.py rwlock.py rwlock_steps.py recovery.py)
+PROTOCOL := $(addprefix tests/unit/test_,mutex.py mutex_steps.py journal.py rwlock.py rwlock_steps.py light_holds.py recovery.py)
 
 .PHONY: venv demo demo-distributed test lint fmt coverage mutants crash stress torture bench docs clean
 

@@ -177,13 +177,12 @@ class FileLocks:
         self._nobody = b""  # the table of light holds as it is when there are none
         self._semaphores: dict[tuple[int, int], posix_ipc.Semaphore] = {}
 
-    def settle_in(self, slot: int, fence: Fence | None) -> None:
+    def settle_in(self, slot: int, fence: Fence) -> None:
         """From now on our records are those of this slot."""
         first = self.layout.slot_at(slot) + RECORDS_AT + RECORDS_RESERVED * RECORD_WORDS
         self._light_end = first + LIGHT_RECORDS * RECORD_WORDS
         self._light = LIGHT + slot * LIGHT_RECORDS - first // RECORD_WORDS
-        if fence is not None:
-            self._fence = fence.call
+        self._fence = fence.call
 
     # ---- records
 

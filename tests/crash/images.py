@@ -46,6 +46,7 @@ from dmemfs_shm.store.layout import (
     W_BACKEND,
     generation_at,
 )
+from dmemfs_shm.store.mutex import Fence
 from dmemfs_shm.store.namespace import Found
 from dmemfs_shm.store.tree import Unsettled
 
@@ -202,7 +203,7 @@ def resume(name: str, slot: int) -> MemoryFileSystem:
             mutex.settle(slot)
             if store.w[W_BACKEND] != BACKEND_OFD:
                 mutex._open(store.w[generation_at(mutex.number)] & ~1)
-        store.rw.settle_in(slot, None)
+        store.rw.settle_in(slot, Fence.of(names.fence(store.uuid, slot)))
         store.publications.settle(slot)
 
     join, Attachment.join = Attachment.join, sit_down  # type: ignore[method-assign]

@@ -21,6 +21,7 @@ from dmemfs_shm.store.layout import (
     FREE,
     HELD,
     HELD_LIGHTLY,
+    LIGHT,
     LIGHT_RECORDS,
     LOCK_COME,
     LOCK_LIGHT,
@@ -34,6 +35,7 @@ from dmemfs_shm.store.layout import (
     STATE_DESTROYED,
     STATE_READY,
     W_STATE,
+    WORD,
 )
 from dmemfs_shm.store.mutex import Mutex, close_and_open
 
@@ -128,6 +130,31 @@ def test_as_many_as_there_are_records_for(store: Attachment) -> None:
         unlock(store, record)
     writer.gets_it()
     writer.end()
+
+
+def test_giving_back_nothing(store: Attachment) -> None:
+    """Does nothing, to no line of the table either."""
+    records = [lease(store) for _ in range(LIGHT_RECORDS + 1)]
+    before = bytes(store.index.mm[LIGHT * WORD : (LIGHT + 2 * LIGHT_RECORDS) * WORD])
+    store.rw.unlock(records[-1])
+    assert state_of(store, records[-1]) == FREE
+    assert store.index.mm[LIGHT * WORD : (LIGHT + 2 * LIGHT_RECORDS) * WORD] == before
+    for record in records:
+        give_back(store, record)
+
+
+def test_what_a_record_is_about(store: Attachment) -> None:
+    """A light one stands for the file that was looked up, also as an orphan, and for no other one that has its node since."""
+    at = store.layout.node_at(NODE) + N_GENERATION
+    record, counted = lock(store, NODE), lock(store, NODE + 1)
+    standing = []
+    for more in (0, 1, 1):
+        store.w[at] += more
+        standing.append((store.rw.is_standing(record), store.rw.is_standing(counted)))
+    assert standing == [(True, True), (True, True), (False, True)]
+    store.w[at] -= 2
+    unlock(store, record)
+    unlock(store, counted)
 
 
 def test_when_the_fence_counts_no_further(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
