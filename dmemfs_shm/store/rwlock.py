@@ -269,8 +269,8 @@ class FileLocks:
             if kind:
                 if lock & LOCK_LIGHT:
                     lock = self.settled(at)
-            elif w[record]:  # whoever wants readers out may have seen us
-                if lock & LOCK_LIGHT:
+            elif w[record]:  # whoever wants readers out may have seen us; or it is about another node, from an earlier call
+                if lock & LOCK_LIGHT and w[record // RECORD_WORDS + self._light] == self._as_held(at):
                     mutex.release(thread)
                     return True
                 self._free_light(record)

@@ -286,9 +286,9 @@ def test_a_reader_of_what_was_there_before(store: Attachment, monkeypatch: pytes
     give_back(store, record)
 
 
-def _refused(store: Attachment) -> bool:
+def _refused(store: Attachment, node: int = NODE) -> bool:
     try:
-        unlock(store, lock(store, NODE, WRITE, 0.0))
+        unlock(store, lock(store, node, WRITE, 0.0))
     except MFSLockTimeoutError:
         return True
     return False
@@ -386,6 +386,24 @@ def test_another_file_by_now(store: Attachment, monkeypatch: pytest.MonkeyPatch,
     store.w[at] = before
     give_back(store, record)
     assert state_of(store, record) == FREE
+
+
+def test_another_node_the_next_time(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The namespace changed while a reader took one node, and the path leads to another one now, which somebody wants who was
+    refused because of others: what is left of the first call does not pass for a hold of that one."""
+    other, namespace = NODE + 1, store.w[NAMESPACE]
+    unlock(store, lock(store, other))
+    reader = Actor(store, READ, other)
+    assert in_thread(_refused, store, other)
+    once(store, monkeypatch, lambda: store.w.__setitem__(NAMESPACE, namespace + 2))
+    record = lease(store)
+    assert not store.rw.lock(NODE, GENERATION_OF_NODES, namespace, record, READ, None)
+    assert is_light(store, record)
+    assert store.rw.lock(other, GENERATION_OF_NODES, namespace + 2, record, READ, None)
+    assert [hold.node for hold in store.rw.holds() if hold.slot == store.slot] == [other, other]
+    assert not is_light(store, record)
+    give_back(store, record)
+    reader.end()
 
 
 def test_a_store_that_is_gone(store: Attachment, monkeypatch: pytest.MonkeyPatch) -> None:
