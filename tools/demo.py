@@ -191,10 +191,15 @@ def size(text):
     return int(match[1]) << 10 * " KMG".index(match[2] or " ")
 
 
-if __name__ == "__main__":
+def command(name, main):
+    """Run `main` as the command `name`: an error of the system is one line, and Ctrl-C none."""
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        sys.exit(f"demo: {error}")
+        sys.exit(f"{name}: {error}")
+
+
+if __name__ == "__main__":
+    command("demo", main)

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import demo
 import flights
 import fsspec
 import matplotlib as mpl
@@ -177,7 +178,7 @@ def run(name, shared, options, progress):
     here, parts = f"dshm://{name}", range(options.parts)
     bar = progress.add_task("Tasks", total=2 * options.parts)
     with cluster() as (running, client), contextlib.closing(watch):
-        client.register_plugin(HostStore(name, options.quota << 20))
+        client.register_plugin(HostStore(name, options.quota))
         prepared = [client.submit(prepare, part, here, shared, pure=False) for part in parts]
         sums = [client.submit(summarize, part, of, here, shared, pure=False) for part, of in zip(parts, prepared, strict=True)]
         killer = Killer(running.workers, 2 * options.parts, options.seed)
@@ -255,7 +256,7 @@ def arguments():
     option = parser.add_argument
     option("--parts", type=int, default=48, help="default: %(default)s")
     option("--rows", type=int, help="take only the first ones")
-    option("--quota", type=int, default=64, help="of each host's store, in MiB; default: %(default)s")
+    option("--quota", type=demo.size, default="64MiB", help="of each host's store; default: %(default)s")
     option("--plot", type=Path, default=Path("build/distributed.svg"), help="default: %(default)s")
     option("--seed", type=int, help="of the choice whom to kill")
     option("--timeout", type=float, default=300, help="seconds to give up after; default: 300")
@@ -266,9 +267,4 @@ def arguments():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        sys.exit(f"demo-distributed: {error}")
+    demo.command("demo-distributed", main)

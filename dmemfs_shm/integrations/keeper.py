@@ -34,10 +34,7 @@ from ..store import attachment, names, segment
 from ..store.attachment import destroy_if_deserted, read_identity
 from ..store.identity import ByteLocks, keep_locked
 from ..store.inspection import why_deserted
-from ..store.layout import LB_LIFE, LOCK_BYTES
-
-#: Locked by the keeper of a store as long as it is at work. `store.layout` keeps the place free.
-LB_KEEPER = LOCK_BYTES + 4
+from ..store.layout import LB_KEEPER, LB_LIFE
 
 #: Seconds for which somebody may be busy with making or destroying a store of that name.
 PATIENCE_S = 10.0

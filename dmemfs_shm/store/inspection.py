@@ -706,11 +706,12 @@ class _Inspector:
             abandoned=len(abandoned) if complete else None,
         )
         self.doubt(figures.files + figures.directories > backed, FILES, f"files within {backed} nodes", figures.files)
-        shown = (self._file(node) for _, node in largest)
+        lightly = self._held_lightly()
+        shown = (self._file(node, lightly) for _, node in largest)
         paths = (self._path(node) for node in abandoned[:FILES_SHOWN])
         return figures, tuple(file for file in shown if file), tuple(path for path in paths if path != REMOVED)
 
-    def _file(self, node: int) -> snapshot.File | None:
+    def _file(self, node: int, lightly: set[int]) -> snapshot.File | None:
         path = self._path(node)
         words = self.observer.node(node)
         if path == REMOVED or words[N_NAME] >> KIND_SHIFT & 0xFF != KIND_FILE:
@@ -718,7 +719,7 @@ class _Inspector:
         lock, capacity = words[N_LOCK], words[N_CAPACITY]
         at = self.observer.layout.node_at(node)
         writing = bool(lock & LOCK_WRITER)
-        reading = lock & LOCK_READERS or (lock & LOCK_LIGHT and node in self._held_lightly())
+        reading = lock & LOCK_READERS or (lock & LOCK_LIGHT and node in lightly)
         self.doubt(words[N_SIZE] > capacity and not writing, at + N_SIZE, f"a size within {capacity} bytes", words[N_SIZE])
         return snapshot.File(
             path=path,

@@ -308,7 +308,7 @@ LB_INIT: Final = LOCK_BYTES + 0
 LB_ATTACH: Final = LOCK_BYTES + 1
 LB_RECOVER: Final = LOCK_BYTES + 2
 LB_LIFE: Final = LOCK_BYTES + 3
-# LOCK_BYTES + 4 is that of a store's keeper (integrations.keeper), which the store itself knows nothing of.
+LB_KEEPER: Final = LOCK_BYTES + 4  # of whoever destroys a store that nobody holds any more: see integrations.keeper
 LB_MUTEX: Final = LOCK_BYTES + 64  # + k, for the OFD backend
 LB_SLOT: Final = LOCK_BYTES + 1024  # + slot
 

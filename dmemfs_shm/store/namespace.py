@@ -575,7 +575,7 @@ class Namespace:
     def retire(self, section: Section, node: int) -> None:
         """A nameless file is freed, or becomes an orphan if it has readers or too many runs for this transaction."""
         plan, at = section.plan, self.at(node)
-        if at not in plan:
+        if at not in plan:  # else its writer gives it up in the same plan: then nobody holds it lightly
             self.store.rw.settled(at)
         if not plan[at] & LOCK_BUSY and self.content.release(section, node):
             self.tree.unmake(section, node, KIND_FILE)

@@ -131,7 +131,6 @@ _NEXT = REC_NEXT_MASK << REC_NEXT_SHIFT
 _READERS = LOCK_READERS | LOCK_LIGHT
 _QUEUE = ~(LOCK_READERS | LOCK_WRITER | LOCK_ABANDONED | LOCK_COME) & ((1 << 64) - 1)
 _EXCLUDES_READERS = _QUEUE | LOCK_WRITER
-_KINDS = REC_WRITER | REC_DIRTY
 _WRITES = HELD | REC_WRITER
 _UNWRITTEN = ~(LOCK_WRITER | LOCK_MORE) & ((1 << 64) - 1)
 _LIGHT_START, _LIGHT_BYTES = LIGHT * WORD, LIGHT_RECORDS * WORD
@@ -304,8 +303,7 @@ class FileLocks:
     def unlock(self, record: int, *, clears: bool = True) -> None:
         """Give back what the record holds; it is free then. A writer leaves the file complete, unless *clears* is false."""
         word = self.w[record]
-        at = self.nodes_at + (word >> REC_NODE_SHIFT) * NODE_WORDS
-        if word & REC_IS_LIGHT != HELD_LIGHTLY or not self._leave_lightly(record, at):
+        if not self._leave_lightly(record, word):
             self._unlock(record, word, clears=clears)
 
     def _unlock(self, record: int, word: int, *, clears: bool) -> None:
@@ -367,10 +365,12 @@ class FileLocks:
 
     # ---- light holds
 
-    def _leave_lightly(self, record: int, at: int) -> bool:
-        """End a light hold of ours. False: somebody wants readers out; whoever waits is to be granted it, in the mutex."""
+    def _leave_lightly(self, record: int, word: int) -> bool:
+        """End a hold of ours, whose record says *word*, without the mutex. False: it is no light one, or somebody wants readers
+        out; whoever waits is to be granted it then."""
         w = self.w
-        if w[at] & LOCK_COME != LOCK_COME:
+        at = self.nodes_at + (word >> REC_NODE_SHIFT) * NODE_WORDS
+        if word & REC_IS_LIGHT != HELD_LIGHTLY or w[at] & LOCK_COME != LOCK_COME:
             return False
         w[record // RECORD_WORDS + self._light] = 0
         try:
@@ -662,11 +662,10 @@ class FileLocks:
         What does not work now (a stopped process is in the way, or an exception came) is left to the next operation.
         clears: the file is complete, as after a close; else its opening failed, or it was not opened for changing.
         """
-        w, record = self.w, lease.word
+        record = lease.word
         try:
-            word = w[record]
-            at = self.nodes_at + (word >> REC_NODE_SHIFT) * NODE_WORDS
-            if word & REC_IS_LIGHT != HELD_LIGHTLY or not self._leave_lightly(record, at):
+            word = self.w[record]
+            if not self._leave_lightly(record, word):
                 self._end(record, word, clears=clears)
         except MFSStoreBusyError:
             self._lose(lease, clears=clears)

@@ -438,10 +438,10 @@ def test_a_view_whose_lock_could_not_be_given_back(
     store = fs._store
     leave, pinned = store.rw._leave_lightly, []
 
-    def failing(record: int, at: int) -> None:
+    def failing(record: int, word: int) -> None:
         pinned.append(store.content.has_views())
         if is_unlocked:
-            leave(record, at)
+            leave(record, word)
         raise error
 
     with monkeypatch.context() as patch:
